@@ -1,0 +1,171 @@
+"""Table 9: Cross-Reprojection Attention, from the initial to the refined 3D contextual space.
+
+    M (R, S, V, C), mask (R, S, V)   ->   M'' (R, S, V, C)
+
+A query ray has S samples seen in V views: S V tokens of context. Dense attention would let every token read every other at
+a cost that grows with (S V)^2. Cross-Reprojection Attention does it in two sparse steps (section 3.3 of the paper):
+
+    M -> M'    intra-view radial attention:   within one view, along the ray     (sequences of length S, position added)
+    M' -> M''  cross-view sparse attention:   at one sample, across the views    (sequences of length V)
+
+Two hops connect every token with every other: along the ray in its own view, then across the views. Each is multi-head
+attention, 4 heads on 32 channels, and a sequence's masked tokens are no keys: nobody reads them. Masking a view equals
+removing it.
+
+The table lists L1 and L5, transposes that bring the attended axis in front; an einsum subscript says the same.
+What the table leaves open, and how it is settled (figures in README.md, "Choices settled by measuring"): a residual and a
+LayerNorm around each attention, no feed-forward; `relu=True` is the table's ReLU on the attention's output.
+
+Dimension key: R rays, S samples (s queries, t keys), V source views (v queries, u keys), C channels, A heads, D head dim.
+Run: python 04_cra.py     Test: pytest tests/test_04_cra.py
+"""
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
+FUSED_LIMIT = 65535                                           # sequences a CUDA kernel has been seen to accept in one call
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Multi-head attention over the second-to-last axis, as an equation. This is the definition.
+
+    q (B, A, s, D), k, v (B, A, t, D), mask (B, 1 or A, t): which keys may be read -> (B, A, s, D).
+    A row with no readable key returns the plain mean of the values: finite, and masked out by whoever uses it.
+    """
+    # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
+    score = torch.einsum("basd,batd->bast", q, k) / math.sqrt(q.shape[-1])
+    score = score.masked_fill(~mask[:, :, None, :], torch.finfo(score.dtype).min / 2)
+    # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
+    return torch.einsum("bast,batd->basd", score.softmax(dim=-1), v)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """The same function through PyTorch's fused kernel, which never stores the (s, t) scores."""
+    if bool(mask.all()):
+        return F.scaled_dot_product_attention(q, k, v)
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min / 2)   # swallows any score
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None, :].expand(-1, q.shape[1], q.shape[2], -1))
+
+
+def sample_positions(count: int, channels: int, device=None) -> Tensor:
+    """Sinusoidal position embedding of the sample index, base 10000 (Table 9, L2; Table 11, L9): (count, channels)."""
+    index = torch.arange(count, device=device, dtype=torch.float32)[:, None]
+    rate = 10000.0 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)
+    return torch.stack([(index * rate).sin(), (index * rate).cos()], dim=-1).flatten(1)          # (count, channels)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention with residual and LayerNorm along one axis of x (R, N, G, C): R x G sequences of length N.
+
+    mask (R, N, G): which tokens may be read. heads * head dim = channels. fused: use the fused kernel (same function).
+    """
+
+    def __init__(self, channels: int, heads: int = 4, relu: bool = False, fused: bool = True):
+        super().__init__()
+        self.heads, self.relu, self.fused = heads, relu, fused
+        self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
+        self.out = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
+        R, N, G, C = x.shape
+        A, D = self.heads, C // self.heads
+        y = x if position is None else x + position[:, None]                  # (R, N, G, C): position (N, C)
+        # G sequences of A heads each are G*A heads of one sequence: no copy, only another reading of the same memory
+        q, k, v = (f(y).view(R, N, G * A, D).transpose(1, 2) for f in (self.query, self.key, self.value))  # (R, G*A, N, D)
+        keys = mask.transpose(1, 2).repeat_interleave(A, dim=1)               # (R, G*A, N)
+        attend = fused_attention if self.fused else attention
+        z = torch.cat([attend(*part) for part in zip(*(t.split(self.chunk(G)) for t in (q, k, v, keys)))])
+        z = self.out(z.transpose(1, 2).reshape(R, N, G, C))                   # (R, N, G, C)
+        return self.norm(y + (F.relu(z) if self.relu else z))
+
+    def chunk(self, groups: int) -> int:
+        """Rows per kernel call, so that a call has at most FUSED_LIMIT sequences."""
+        return max(1, FUSED_LIMIT // (groups * self.heads))
+
+
+class CRA(nn.Module):
+    """Table 9. M (R, S, V, C), mask (R, S, V) -> M'' (R, S, V, C).
+
+    mode: "full" (intra-view radial, then cross-view sparse attention), "intra", "cross", "dense" (one attention over all
+    S V tokens of a ray) or "none" (returns M): the five rows of Tables 2 and 3.
+    """
+
+    def __init__(self, mode: str = "full", channels: int = 32, heads: int = 4, relu: bool = False, fused: bool = True):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is none of {MODES}")
+        self.mode = mode
+        if mode in ("intra", "full"):
+            self.L4 = MultiHeadAttention(channels, heads, relu, fused)        # intra-view radial attention
+        if mode in ("cross", "full"):
+            self.L6 = MultiHeadAttention(channels, heads, relu, fused)        # cross-view sparse attention
+        if mode == "dense":
+            self.dense = MultiHeadAttention(channels, heads, relu, fused)
+
+    def forward(self, M: Tensor, mask: Tensor) -> Tensor:
+        R, S, V, C = M.shape
+        position = sample_positions(S, C, M.device).to(M.dtype)               # L2: (S, C)
+        if self.mode == "dense":                                              # every token reads every token of its ray
+            position = position.repeat_interleave(V, dim=0)                   # (S*V, C): a sample's views share its position
+            return self.dense(M.reshape(R, S * V, 1, C), mask.reshape(R, S * V, 1), position).view(R, S, V, C)
+        if self.mode in ("intra", "full"):                                    # R*V sequences of length S
+            M = self.L4(M, mask, position)                                    # M': (R, S, V, C)
+        if self.mode in ("cross", "full"):                                    # R*S sequences of length V
+            M = self.L6(M.reshape(R * S, V, 1, C), mask.reshape(R * S, V, 1)).view(R, S, V, C)    # M''
+        return M
+
+
+def main() -> None:
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    torch.manual_seed(0)
+    R, S, V, C = 4, 12, 3, 32
+    M, mask = torch.randn(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool)
+    cra = CRA()
+    with torch.no_grad():
+        refined = cra(M, mask)
+    count = {row: sum(p.numel() for p in getattr(cra, row).parameters()) for row in ("L4", "L6")}
+    print(f"Table 9 on {R} rays, {S} samples, {V} source views\n")
+    print(f"{'row':4} {'the supplement':42} {'our output':22} parameters")
+    for row, text, shape, parameters in [
+            ("", "Input: initial 3D contextual space", (R, S, V, C), 0), ("L1", "Transpose (Input)", (R, V, S, C), 0),
+            ("L2", "Position embeddings", (S, C), 0), ("L3", "Add (L1, L2)", (R, V, S, C), 0),
+            ("L4", "Multi-head attention (nhead=4): intra-view", (R, V, S, C), count["L4"]),
+            ("L5", "Transpose (L4)", (R, S, V, C), 0),
+            ("L6", "Multi-head attention (nhead=4): cross-view", tuple(refined.shape), count["L6"])]:
+        print(f"{row:4} {text:42} {str(shape):22} {parameters:,}")
+
+    figure, axes = plt.subplots(1, 4, figsize=(15, 4.3), constrained_layout=True)
+    reach = {}
+    for axis, mode in zip(axes, ("intra", "cross", "full", "dense")):         # which token moves which? ask the gradient
+        torch.manual_seed(0)
+        module = CRA(mode)
+        x = M[:1].clone().requires_grad_()
+        out = module(x, mask[:1]).view(S * V, C)
+        touched = torch.zeros(S * V, S * V)
+        for token in range(S * V):
+            gradient, = torch.autograd.grad(out[token].square().sum(), x, retain_graph=True)
+            touched[token] = gradient.view(S * V, C).norm(dim=-1)
+        reach[mode] = (touched > 0).float().mean()
+        axis.imshow((touched + 1e-6).log10(), cmap="cividis", vmin=-6)
+        axis.set(title=f"{mode}: {reach[mode]:.0%} of the pairs", xlabel="is read: token (sample, view)")
+    axes[0].set_ylabel("reads: token (sample, view)")
+    figure.suptitle(f"Which of the {S}x{V} tokens of a ray reach which (log gradient). Two sparse hops do what dense attention does")
+    pairs = {"intra": V * S * S, "cross": S * V * V, "dense": (S * V) ** 2}
+    print(f"One fact: on {S} samples and {V} views the scores number {pairs['intra']} (intra) + {pairs['cross']} (cross), "
+          f"dense {pairs['dense']}; at the paper's 64 and 8, {8 * 64 * 64 + 64 * 8 * 8:,} against {(64 * 8) ** 2:,}. "
+          f"Both reach {reach['full']:.0%} of the pairs.")
+    Path("outputs").mkdir(exist_ok=True)
+    figure.savefig("outputs/04_cra.png", dpi=100)
+    print("picture: outputs/04_cra.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,470 @@
+"""S-Ray assembled from 02-06, its losses, training and fine-tuning.
+
+    python 07_train.py --scene scannet              60 scenes of data/scannet, or rooms of our own where there is no ScanNet
+    python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
+    python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
+
+The model: one encoder (Table 8), run once per source view; a coarse and a fine level, each with heads of its own (Table 8's L20-L22,
+Tables 9, 10, 11). The coarse level's rendering weights place the fine level's samples. Training sees, each step, one random
+target view of a random scene, V of its nearest views as sources, and R random pixels of the target:
+
+    L_sem   = mean over labelled rays of CE(coarse logits) + CE(fine logits)                          (eq. 1)
+    L       = lambda1 L_sem + lambda2 L_photometric  (mean squared error, coarse + fine)              (eq. 2)
+            + source_loss * CE of the encoder's features through a 1x1 head on the source views       (not in the paper; 0 there)
+
+Every setting is a field of Config, the defaults are the paper's, each one is a flag; `--preset laptop` is a smaller size of the
+same code. The random draws of step i depend on (seed, i) only, so a resumed run continues exactly.
+
+Dimension key: R rays, S samples, V source views, C channels, L classes.     Test: pytest tests/test_07_train.py
+"""
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")           # read when torch starts its threads: do not spin between operations
+
+import argparse
+import csv
+import math
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+data = import_module("01_data")                # Scene, Views, rays, training_pair, find_dataset, DataError
+encoder = import_module("02_encoder")          # Encoder
+reprojection = import_module("03_reprojection")    # Reprojection -> M
+cra = import_module("04_cra")                  # CRA -> M''
+weighting = import_module("05_weighting")      # WeightNetwork, semantic_ray
+geometry = import_module("06_geometry_render")     # GeometryNetwork, samples, volume rendering
+
+
+def setting(default, help: str):
+    """A dataclass field with the text of its flag."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Config:
+    """Every setting. Defaults: the paper's (supplement, section 1), or where it is silent what README.md shows as measured."""
+    height: int = setting(240, "image height in training and evaluation (section 1: 320x240 on ScanNet)")
+    width: int = setting(320, "image width")
+    views: int = setting(8, "V, source views (section 1)")
+    pool: int = setting(12, "sources are sampled from this many nearest views")
+    every: int = setting(1, "take every n-th frame of a scan")
+    rays: int = setting(1024, "R, rays a step")
+    coarse: int = setting(64, "S, coarse samples a ray")
+    fine: int = setting(64, "fine samples a ray")
+    union: bool = setting(False, "the fine level sees coarse and fine samples together (NeRF) instead of the fine ones alone")
+    near: float = setting(0.3, "nearest sample, metres along z")
+    far: float = setting(8.0, "farthest sample, metres along z")
+    spacing: str = setting("mix", "coarse samples even in: disparity | linear | mix (half each)")
+    cra: str = setting("full", "attention, Tables 2-3: none | intra | cross | full | dense")
+    cra_relu: bool = setting(False, "ReLU on the attention's output, as Table 9 lists it")
+    tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
+    density: str = setting("softplus", "activation of sigma: softplus | relu (Table 11)")
+    use_delta: bool = setting(True, "alpha = 1 - exp(-sigma delta); false drops delta")
+    encoder_activation: str = setting("none", "activation of Table 8's L11-L18: none | elu")
+    lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
+    lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
+    source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' own labels (not in the paper)")
+    steps: int = setting(260_000, "training steps (section 1)")
+    lr: float = setting(1e-3, "Adam's first learning rate")
+    lr_final: float = setting(5e-5, "and its last (cosine in between)")
+    clip: float = setting(10.0, "gradient norm is clipped here")
+    save_every: int = setting(1000, "steps between checkpoints")
+    chunk: int = setting(2048, "rays rendered at a time in evaluation")
+    train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
+    test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
+    seed: int = setting(0, "seed of weights and of every random draw")
+    device: str = setting("auto", "auto | cpu | cuda")
+
+
+PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
+    "paper": {},
+    "laptop": dict(height=96, width=128, views=6, rays=192, coarse=24, fine=24, steps=2500, source_loss=1.0,
+                   save_every=500, train_rooms=150, test_rooms=12),
+    "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
+                  train_rooms=2, test_rooms=1),
+}
+
+
+# ---------------------------------------------------------------------------------------------------- the model
+
+class Sources(NamedTuple):
+    """A source set, encoded once: features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3), c2w (V, 4, 4)."""
+    features: Tensor
+    images: Tensor
+    K: Tensor
+    c2w: Tensor
+
+
+class Level(nn.Module):
+    """One level's heads: reprojection (Table 8, L20-L22), CRA (Table 9), weight network (Table 10), geometry (Table 11)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.reprojection = reprojection.Reprojection()
+        self.geometry = geometry.GeometryNetwork(density=config.density)
+        self.cra = cra.CRA(config.cra, relu=config.cra_relu)
+        self.weights = weighting.WeightNetwork(tau=config.tau)
+        self.head = nn.Linear(encoder.CHANNELS, len(data.CLASSES))
+
+    def forward(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources, semantics: bool) -> dict[str, Tensor]:
+        """origin (3,), directions (R, 3), depths z (R, S) -> sigma (R, S), colour (R, S, 3) and, with semantics, logits
+        (R, S, L) and view weights w (R, S, V)."""
+        points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
+        M, colours, differences, mask = self.reprojection(points, origin, *sources)
+        sigma, colour, visibility = self.geometry(M, colours, differences, mask)
+        out = {"sigma": sigma, "colour": colour}
+        if semantics:
+            refined = self.cra(M, mask)                                       # M'': (R, S, V, C)
+            w = self.weights(M, differences, visibility, mask)                # (R, S, V) in C(tau)
+            out |= {"w": w, "logits": self.head(weighting.semantic_ray(w, refined))}    # (R, S, L)
+        return out
+
+
+class SRay(nn.Module):
+    """The whole of S-Ray. encode() once per source set, forward() for any rays of any target camera."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.encoder = encoder.Encoder(config.encoder_activation)
+        self.coarse, self.fine = Level(config), Level(config)
+        self.source_head = nn.Conv2d(encoder.CHANNELS, len(data.CLASSES), 1)  # for source_loss: a 2D segmenter
+
+    def encode(self, views) -> Sources:
+        """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
+        return Sources(self.encoder(views.images), views.images, views.K, views.c2w)
+
+    def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, generator: torch.Generator | None = None,
+                coarse_semantics: bool = True) -> dict[str, dict[str, Tensor]]:
+        """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...}, each with pixel values
+        logits (R, L), colour (R, 3), depth (R,) in metres along z, and per sample z (R, S), weights (R, S), w (R, S, V).
+
+        generator: jitters the samples (training); None: fixed samples. coarse_semantics=False (inference) leaves CRA,
+        weight network and head out on the coarse samples: the density needs none of them.
+        """
+        c = self.config
+        origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
+        length = directions.norm(dim=-1)                                      # (R,) metres of ray per metre of z
+        z = geometry.coarse_samples(c.near, c.far, len(pixels), c.coarse, c.spacing, generator, pixels.device)
+        result = {}
+        for name, level, semantics in (("coarse", self.coarse, coarse_semantics), ("fine", self.fine, True)):
+            out = level(origin, directions, z, sources, semantics)
+            delta = geometry.sample_lengths(z, c.far, length) if c.use_delta else None
+            weights = geometry.rendering_weights(out["sigma"], delta)         # (R, S)
+            # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
+            depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
+            result[name] = {"colour": geometry.render(weights, out["colour"]), "depth": depth, "z": z, "weights": weights}
+            if semantics:
+                result[name] |= {"logits": geometry.render(weights, out["logits"]), "w": out["w"]}
+            if name == "coarse":
+                extra = geometry.fine_samples(z, weights, c.fine, generator)  # (R, fine)
+                z = torch.cat([z, extra], dim=1).sort(dim=1).values if c.union else extra
+        return result
+
+    @torch.no_grad()
+    def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int) -> dict[str, Tensor]:
+        """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W)."""
+        pixels = data.pixel_grid(height, width).to(K.device)
+        parts = [self(sources, part, K, c2w, coarse_semantics=False)["fine"] for part in pixels.split(self.config.chunk)]
+        return {key: torch.cat([p[key] for p in parts]).view(height, width, *parts[0][key].shape[1:])
+                for key in ("colour", "logits", "depth")}
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the labelled of logits (R, L), labels (R,); zero, with a zero gradient, if none is labelled."""
+    total = F.cross_entropy(logits, labels, ignore_index=data.IGNORE, reduction="sum")
+    return total / (labels != data.IGNORE).sum().clamp(min=1)
+
+
+def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 1 and the photometric loss: results of both levels, true colours (R, 3), labels (R,) -> L_sem, L_photometric."""
+    semantic = sum(cross_entropy(result[level]["logits"], labels) for level in ("coarse", "fine"))
+    photometric = sum(F.mse_loss(result[level]["colour"], colours) for level in ("coarse", "fine"))
+    return semantic, photometric
+
+
+def source_view_loss(model: SRay, sources: Sources, labels: Tensor) -> Tensor:
+    """Cross-entropy of a 1x1 head on the source features against the source views' labels (V, H, W): feature (i, j) is
+    centred on pixel (4i, 4j), so every fourth label is its truth."""
+    return cross_entropy(model.source_head(sources.features).permute(0, 2, 3, 1).flatten(0, 2),
+                         labels[:, ::encoder.STRIDE, ::encoder.STRIDE].flatten())
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) -> None:
+    """Atomically write {"model", "config", "step", "optimiser", "run"}; run says which scenes, command and seconds."""
+    state = {"model": model.state_dict(), "config": asdict(model.config), "step": step,
+             "optimiser": optimiser.state_dict(), "run": run}
+    data.write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
+    """Read a checkpoint (weights_only) -> model on the CPU, and the whole dictionary. DataError if it is none of ours."""
+    if not Path(path).is_file():
+        raise data.DataError(f"{path}: no such checkpoint; train one with 07_train.py")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = {f.name for f in fields(Config)}
+        model = SRay(Config(**{key: value for key, value in state["config"].items() if key in known}))
+        model.load_state_dict(state["model"])
+    except Exception as error:                # a damaged zip, a foreign pickle, missing keys, other shapes
+        raise data.DataError(f"{path}: not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
+                             "train again or name another file") from None
+    return model, state
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+class Batch(NamedTuple):
+    """One step: source Views (V), target camera K (3, 3) and c2w (4, 4), pixels (R, 2), colours (R, 3), labels (R,)."""
+    sources: "data.Views"
+    K: Tensor
+    c2w: Tensor
+    pixels: Tensor
+    colours: Tensor
+    labels: Tensor
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step: a function of (seed, step), so that a resumed run draws what it would have drawn."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def draw_batch(scenes: list, frames: list, config: Config, step: int) -> Batch:
+    """A random scene, target and sources of it, and R random pixels of the target. frames[i]: what may be drawn from scene i."""
+    generator = generator_of(config.seed, step)
+    pick = int(torch.randint(len(scenes), (), generator=generator))
+    target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick])
+    views = scenes[pick].views([*sources, target])
+    flat = torch.randint(config.height * config.width, (config.rays,), generator=generator)
+    pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                     # (R, 2)
+    return Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(), views.images[-1].flatten(1)[:, flat].T,
+                 views.labels[-1].flatten()[flat])
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up over 1% of the run, then a cosine from lr to lr_final."""
+    warm = max(1, config.steps // 100)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / config.steps))
+    return (config.lr_final + (config.lr - config.lr_final) * cosine) * min(1.0, (step + 1) / warm)
+
+
+def training_step(model: SRay, batch: Batch, config: Config, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    """The total loss of one batch (eq. 2, and the source-view loss) and its parts as numbers."""
+    sources = model.encode(batch.sources)
+    result = model(sources, batch.pixels, batch.K, batch.c2w, generator)
+    semantic, photometric = losses(result, batch.colours, batch.labels)
+    loss = config.lambda1 * semantic + config.lambda2 * photometric
+    parts = {"semantic": semantic.detach(), "photometric": photometric.detach()}
+    if config.source_loss:
+        source = source_view_loss(model, sources, batch.sources.labels)
+        loss = loss + config.source_loss * source
+        parts["source"] = source.detach()
+    return loss, parts
+
+
+def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device) -> None:
+    """Train from first_step to config.steps; out/checkpoint.pt every save_every steps and at the end, out/log.csv."""
+    config, path = model.config, out / "checkpoint.pt"
+    model.to(device).train()
+    trained_before, start = run["seconds"], time.time()
+    log = open(out / "log.csv", "a", newline="")
+    with ThreadPoolExecutor(1) as loader, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True,
+                                               smoothing=0.05, disable=None if sys.stderr.isatty() else False,
+                                               mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+        coming = loader.submit(draw_batch, scenes, frames, config, first_step)
+        mean: dict[str, float] = {}
+        for step in range(first_step, config.steps):
+            batch = coming.result()
+            coming = loader.submit(draw_batch, scenes, frames, config, step + 1)                  # the disk works meanwhile
+            batch = Batch(*(x.to(device) for x in batch))
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(config, step)
+            loss, parts = training_step(model, batch, config, generator_of(config.seed + 1, step))
+            if not torch.isfinite(loss):
+                kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
+                raise data.DataError(f"step {step}: the loss is {loss.item()} ({', '.join(f'{k} {v.item():.4g}' for k, v in parts.items())}); "
+                                     f"training stopped, {kept}; resume from it with a lower --lr")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            optimiser.step()
+            bar.update()
+            for key, value in parts.items():
+                mean[key] = 0.98 * mean.get(key, value.item()) + 0.02 * value.item()
+            if (step + 1) % 10 == 0:
+                csv.writer(log).writerow([step + 1, *(f"{v:.5g}" for v in mean.values()), f"{time.time() - start:.1f}"])
+                rate = (step + 1 - first_step) * config.rays / (time.time() - start)
+                bar.set_postfix({**{k: f"{v:.3f}" for k, v in mean.items()}, "rays/s": f"{rate:,.0f}"}, refresh=False)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                run["seconds"] = trained_before + time.time() - start
+                save_checkpoint(path, model, optimiser, step + 1, run)
+                log.flush()
+    log.close()
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag for each field of Config; a flag not given stays None, so that presets and checkpoints can fill it."""
+    def boolean(text: str) -> bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise argparse.ArgumentTypeError("true or false")
+        return text.lower() in ("true", "1")
+    group = parser.add_argument_group("settings (defaults are the paper's; a preset changes some)")
+    for f in fields(Config):
+        kind = boolean if f.type in (bool, "bool") else f.type if callable(f.type) else {"int": int, "float": float, "str": str}[f.type]
+        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=kind.__name__.upper(),
+                           help=f"{f.metadata['help']} [{f.default}]")
+
+
+def check(config: Config) -> None:
+    """DataError for settings no run could use."""
+    for name in ("height", "width"):
+        if getattr(config, name) < 32:
+            raise data.DataError(f"--{name} {getattr(config, name)}: the encoder needs at least 32 pixels")
+    for name in ("views", "rays", "coarse", "fine", "steps", "every", "save_every", "chunk", "pool"):
+        if getattr(config, name) < 1:
+            raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    if not 0 < config.near < config.far:
+        raise data.DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
+    if not 0 < config.tau <= 1:
+        raise data.DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
+    for name, allowed in (("cra", cra.MODES), ("density", ("relu", "softplus")), ("encoder_activation", ("none", "elu")),
+                          ("spacing", ("disparity", "linear", "mix")), ("device", ("auto", "cpu", "cuda"))):
+        if getattr(config, name) not in allowed:
+            raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: one of {', '.join(allowed)}")
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" takes CUDA where there is some."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise data.DataError("--device cuda: this PyTorch sees no GPU; leave the flag out")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def free_folder(wanted: str | None, name: str) -> Path:
+    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a checkpoint. DataError if --out has one already."""
+    if wanted:
+        if (Path(wanted) / "checkpoint.pt").exists():
+            raise data.DataError(f"{wanted}: holds a run already; --resume continues it, another --out starts a new one")
+        return Path(wanted)
+    count = 1
+    while (out := Path("runs") / (name if count == 1 else f"{name}-{count}")).exists():
+        count += 1
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("--scene", default="scannet", help="rooms | scannet | PATH of a scene or of a folder of scenes")
+    parser.add_argument("--data", default=None, help="folder that holds the scene folders [data/scannet, data/rooms]")
+    parser.add_argument("--preset", choices=PRESETS, default=None, help="[paper with CUDA and real data, else laptop]")
+    parser.add_argument("--scenes", default=None, help="a,b,c: train on these scenes")
+    parser.add_argument("--split", default=None, help="file of lines 'train NAME', 'test NAME' [ROOT/split.txt if there]")
+    parser.add_argument("--out", default=None, help="folder of the run [runs/...]")
+    parser.add_argument("--cache", default="cache", help="folder for decoded frames")
+    parser.add_argument("--resume", action="store_true", default=False, help="continue the run in --out from its last checkpoint")
+    parser.add_argument("--finetune", default=None, metavar="CKPT", help="start from these weights, on the source and "
+                        "fine-tuning views of --scenes; the 4 test views stay untouched")
+    parser.add_argument("--no-eval", action="store_true", default=False, help="do not run 08_eval.py at the end")
+    add_settings(parser)
+    args = vars(parser.parse_args())
+    given = {f.name: args[f.name] for f in fields(Config) if args.get(f.name) is not None}
+    scenes_flag = args["scenes"].split(",") if args["scenes"] else None
+
+    state = None
+    if args["resume"]:
+        if not args["out"]:
+            raise data.DataError("--resume continues the run in --out; name that folder")
+        model, state = load_checkpoint(Path(args["out"]) / "checkpoint.pt")
+        base, why = asdict(model.config), "the run's own settings"
+    elif args["finetune"]:
+        model, start_state = load_checkpoint(args["finetune"])
+        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4}, f"settings of {args['finetune']}, 2000 steps"
+    else:
+        real = args["scene"] not in ("rooms",) and (args["data"] or args["scene"] != "scannet" or Path("data/scannet").is_dir())
+        preset = args["preset"] or ("paper" if real and torch.cuda.is_available() else "laptop")
+        why = "you asked for it" if args["preset"] else "CUDA and real data" if preset == "paper" else \
+            "no CUDA" if not torch.cuda.is_available() else "no real data"
+        base, why = {**asdict(Config()), **PRESETS[preset]}, f"preset {preset}: {why}"
+    config = Config(**{**base, **given})
+    check(config)
+    device = pick_device(config.device)
+    print(f"{why}; {config.width}x{config.height}, {config.views} source views, {config.rays} rays, "
+          f"{config.coarse}+{config.fine} samples, {config.steps} steps, {device}", flush=True)
+
+    if args["resume"] and args["scene"] == "scannet" and args["data"] is None:                    # the run knows its data
+        run = dict(state["run"])
+        dataset = data.Dataset(run["data"], Path(run["root"]), run["train"], run["test"])
+    else:
+        dataset = data.find_dataset(args["scene"], args["data"], config.train_rooms, config.test_rooms, scenes_flag, args["split"])
+        run = {"data": dataset.kind, "root": str(dataset.root), "train": dataset.train, "test": dataset.test,
+               "cache": args["cache"], "finetuned": bool(args["finetune"]), "seconds": 0.0}
+    if args["finetune"]:
+        dataset.train = dataset.train if scenes_flag or not dataset.test else dataset.test[:1]
+        run["train"], run["test"] = dataset.train, dataset.train
+    elif not run["test"]:                      # one space only: evaluate on its own test views, and keep them out of training
+        run["test"] = dataset.train
+    run["command"] = " ".join(["python", *sys.argv])
+    scenes = [data.Scene(dataset.root / name, config.height, config.width, Path(args["cache"]), config.every)
+              for name in tqdm(run["train"], desc="reading poses", unit="scene", leave=False)]
+    frames = []
+    for scene in scenes:
+        held_out = data.protocol(scene) if scene.name in run["test"] else None
+        if held_out and args["finetune"]:
+            frames.append(sorted(held_out[0] + held_out[1]))                  # 8 source and 8 fine-tuning views
+        else:
+            frames.append([i for i in range(len(scene)) if not held_out or i not in held_out[2]])
+        assert not held_out or not set(frames[-1]) & set(held_out[2]), "a test view among the training frames"
+        if len(frames[-1]) < config.views + 1:
+            raise data.DataError(f"{scene.folder}: {len(frames[-1])} usable frames, but {config.views} source views and a "
+                                 "target are asked for; leave the scene out or lower --views")
+    print(f"data: {dataset.kind} in {dataset.root}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on"
+          + (" (the same: its 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""), flush=True)
+
+    out = Path(args["out"]) if args["resume"] else free_folder(args["out"], f"{dataset.kind}-{args['preset'] or 'finetune' if args['finetune'] else preset}")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    if state or args["finetune"]:
+        model.config = config
+        weights = model.state_dict()
+        model = SRay(config)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise data.DataError(f"{args['finetune'] or out / 'checkpoint.pt'}: weights of another shape "
+                                 f"({str(error).splitlines()[-1].strip()[:100]}); drop the flag that changes the model") from None
+    else:
+        model = SRay(config)
+    model.to(device)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
+    if state:
+        optimiser.load_state_dict(state["optimiser"])
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
+    try:
+        train(model, optimiser, scenes, frames, out, run, state["step"] if state else 0, device)
+    except KeyboardInterrupt:
+        raise data.DataError(f"interrupted; continue with: python 07_train.py --resume --out {out}") from None
+    if not args["no_eval"]:
+        raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
+                                          str(out / "checkpoint.pt"), "--out", str(out / "eval")]))
+
+
+if __name__ == "__main__":
+    data.run_script(main)
