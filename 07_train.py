@@ -453,7 +453,7 @@ def main() -> None:
     else:
         model = SRay(config)
     model.to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if state:
         optimiser.load_state_dict(state["optimiser"])
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
