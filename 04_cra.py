@@ -49,6 +49,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """The same function through PyTorch's fused kernel, which never stores the (s, t) scores."""
     if bool(mask.all()):
         return F.scaled_dot_product_attention(q, k, v)
+    q = q * mask.any(dim=-1)[:, :, None, None]           # a row with no readable key teaches q and k nothing, as above
     bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min / 2)   # swallows any score
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None, :].expand(-1, q.shape[1], q.shape[2], -1))
 

@@ -48,7 +48,8 @@ def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
         left = bends.masked_fill(~both | (total < 1), -torch.inf).amax(-1, keepdim=True)          # last bend with sum >= 1
         right = bends.masked_fill(~both | (total >= 1), torch.inf).amin(-1, keepdim=True)         # first bend with sum < 1
         middle = torch.where(left.isfinite() & right.isfinite(), (left + right) / 2, torch.where(left.isfinite(), left, right))
-        at_high, at_low = (y - middle >= high) & mask, (y - middle <= low) & mask
+        at_high = (y - middle >= high) & mask
+        at_low = (y - middle <= low) & mask & ~at_high                        # tau = 1: both bounds are 1/m, count one
         free = mask & ~at_high & ~at_low                                      # (..., V) views strictly between the bounds
     count = free.sum(-1, keepdim=True)
     rest = 1 - (at_high * high + at_low * low).sum(-1, keepdim=True)          # what the free views share

@@ -1,0 +1,261 @@
+"""04_cra.py: attention is what its equation says, and each mode connects the tokens it should and no others."""
+import math
+from importlib import import_module
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+cra = import_module("04_cra")
+R, S, V, C = 2, 5, 3, 32
+MODES = ["none", "intra", "cross", "full", "dense"]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def some(*shape, seed=0):
+    """A mask with true and false in it."""
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+
+
+def module(mode="full", **settings):
+    torch.manual_seed(0)
+    return cra.CRA(mode, **settings).double()
+
+
+@pytest.fixture(params=["einsum", "fused kernel"])
+def branch(request, monkeypatch):
+    """Both ways of computing attention, whatever the length."""
+    monkeypatch.setattr(cra, "EINSUM_UP_TO", 10 ** 9 if request.param == "einsum" else 0)
+
+
+# ---------------------------------------------------------------------------------------------------- attention itself
+
+@pytest.mark.parametrize("function", [cra.attention, cra.fused_attention])
+def test_attention_equals_a_python_loop(function):
+    B, A, s, t, D = 2, 4, 3, 5, 8
+    q, k, v, mask = normal(B, A, s, D), normal(B, A, t, D, seed=1), normal(B, A, t, D, seed=2), some(B, A, t)
+    mask[..., 0] = True
+    out = function(q, k, v, mask)
+    for b, a, i in product(range(B), range(A), range(s)):
+        keys = [j for j in range(t) if mask[b, a, j]]
+        score = [math.exp(sum(float(q[b, a, i, d] * k[b, a, j, d]) for d in range(D)) / math.sqrt(D)) for j in keys]
+        expected = sum(e * v[b, a, j] for e, j in zip(score, keys)) / sum(score)
+        torch.testing.assert_close(out[b, a, i], expected)
+
+
+@pytest.mark.parametrize("function", [cra.attention, cra.fused_attention])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_torchs_in_value_and_gradient(function, masked):
+    B, A, s, t, D = 2, 4, 3, 5, 8
+    mask = some(B, 1, t) if masked else torch.ones(B, 1, t, dtype=torch.bool)
+    mask[..., 1] = True
+
+    def run(f):
+        leaves = [normal(B, A, n, D, seed=i).requires_grad_() for i, n in enumerate((s, t, t))]
+        out = f(*leaves)
+        return [out, *torch.autograd.grad((out * normal(B, A, s, D, seed=9)).sum(), leaves)]
+    ours = run(lambda q, k, v: function(q, k, v, mask))
+    theirs = run(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, :, None, :]))
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fused_attention_equals_the_definition_also_in_rows_without_a_key(dtype):
+    B, A, s, t, D = 3, 4, 5, 5, 8
+    mask = some(B, A, t)
+    mask[1] = False                                                                    # no key at all
+    mask[0, :, 0] = mask[2, :, 0] = True
+    upstream = normal(B, A, s, D, seed=9).to(dtype)
+    results = []
+    for function in (cra.attention, cra.fused_attention):
+        leaves = [normal(B, A, n, D, seed=i).to(dtype).requires_grad_() for i, n in enumerate((s, t, t))]
+        out = function(*leaves, mask)
+        results.append([out, *torch.autograd.grad((out * upstream).sum(), leaves)])
+    (out, *_), _ = results
+    torch.testing.assert_close(out[1], leaves[2][1].mean(1, keepdim=True).expand(A, s, D))     # the plain mean of the values
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["intra", "cross"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_multi_head_attention_equals_torchs_with_the_same_weights(branch, kind, relu):
+    N, G = (S, V) if kind == "intra" else (V, 1)
+    x, mask = normal(R, N, G, C), some(R, N, G)
+    mask[:, 0] = True                                                                  # torch's gives nan without a key
+    position = normal(N, C, seed=3) if kind == "intra" else None
+    torch.manual_seed(0)
+    ours = cra.MultiHeadAttention(C, heads=4, relu=relu).double()
+    nn.init.normal_(ours.norm.weight)
+    nn.init.normal_(ours.norm.bias)
+    theirs = nn.MultiheadAttention(C, 4, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+    found = ours(x, mask, position)
+    for r, g in product(range(R), range(G)):                                           # one sequence at a time
+        y = x[r, :, g] + (position if kind == "intra" else 0)
+        z, _ = theirs(y[None], y[None], y[None], key_padding_mask=~mask[None, r, :, g])
+        z = z[0].relu() if relu else z[0]
+        expected = F.layer_norm(y + z, (C,), ours.norm.weight, ours.norm.bias)
+        torch.testing.assert_close(found[r, :, g], expected)
+
+
+def test_both_branches_are_one_function_at_any_length(monkeypatch):
+    x, mask = normal(R, 40, 2, C), some(R, 40, 2)
+    mask[0, :, 1] = False
+    attention = cra.MultiHeadAttention(C).double()
+    called = []
+    monkeypatch.setattr(cra, "fused_attention", lambda *a, f=cra.fused_attention: called.append("fused") or f(*a))
+    monkeypatch.setattr(cra, "attention", lambda *a, f=cra.attention: called.append("einsum") or f(*a))
+    long = attention(x, mask)
+    attention.fused = False
+    torch.testing.assert_close(attention(x, mask), long)
+    attention.fused = True
+    attention(x[:, :cra.EINSUM_UP_TO], mask[:, :cra.EINSUM_UP_TO])
+    assert called == ["fused", "einsum", "einsum"]
+
+
+@pytest.mark.parametrize("limit", [1, 13, 30])
+def test_chunking_changes_nothing(branch, monkeypatch, limit):
+    x, mask = normal(5, 7, V, C), some(5, 7, V)
+    attention = cra.MultiHeadAttention(C).double()
+    whole = attention(x, mask)
+    sizes = []
+    for name in ("attention", "fused_attention"):
+        monkeypatch.setattr(cra, name, lambda q, *a, f=getattr(cra, name): sizes.append(q.shape[0] * q.shape[1]) or f(q, *a))
+    monkeypatch.setattr(cra, "FUSED_LIMIT", limit)
+    torch.testing.assert_close(attention(x, mask), whole)
+    assert len(sizes) > 1 and max(sizes) <= max(limit, V * 4)                          # one ray's sequences are the least
+
+
+# ---------------------------------------------------------------------------------------------------- position
+
+def test_the_position_embedding_is_the_sinusoid_of_the_sample_index():
+    table = cra.sample_positions(7, 10)
+    assert table.shape == (7, 10)
+    for s, i in product(range(7), range(5)):
+        angle = s / 10000 ** (2 * i / 10)
+        assert table[s, 2 * i] == pytest.approx(math.sin(angle), abs=1e-6)
+        assert table[s, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize("mode, notices", [("intra", True), ("full", True), ("dense", True), ("cross", False)])
+def test_the_order_of_samples_matters_wherever_attention_runs_along_the_ray(mode, notices):
+    M, mask, order = normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool), [3, 1, 4, 0, 2]
+    attend = module(mode)
+    difference = (attend(M[:, order], mask) - attend(M, mask)[:, order]).abs().max()
+    assert (difference > 1e-3) if notices else (difference < 1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------- which token reads which
+
+def reach(mode):
+    """reach[s, v, t, u]: does token (s, v) of M'' depend on token (t, u) of M? Asked of the gradient, exactly zero or not."""
+    attend, M = module(mode), normal(1, S, V, C).requires_grad_()
+    out = attend(M, torch.ones(1, S, V, dtype=torch.bool))
+    rows = [torch.autograd.grad((out[0, s, v] * normal(C, seed=5)).sum(), M, retain_graph=True)[0][0].abs().sum(-1) > 0
+            for s, v in product(range(S), range(V))]
+    return torch.stack(rows).view(S, V, S, V)
+
+
+SAME_VIEW = torch.eye(V, dtype=torch.bool)[None, :, None, :].expand(S, V, S, V)
+SAME_SAMPLE = torch.eye(S, dtype=torch.bool)[:, None, :, None].expand(S, V, S, V)
+
+
+def test_intra_view_attention_does_not_mix_views_and_joins_all_samples_of_one():
+    assert torch.equal(reach("intra"), SAME_VIEW)
+
+
+def test_cross_view_attention_does_not_mix_samples_and_joins_all_views_of_one():
+    assert torch.equal(reach("cross"), SAME_SAMPLE)
+
+
+def test_dense_attention_is_full_connectivity():
+    assert reach("dense").all()
+
+
+def test_intra_then_cross_reaches_every_token_in_two_hops_and_either_alone_does_not():
+    assert reach("full").all()
+    assert not reach("intra").all() and not reach("cross").all()
+
+
+def test_full_is_intra_view_attention_followed_by_cross_view_attention():
+    full, M, mask = module("full"), normal(R, S, V, C), some(R, S, V)
+    intra, cross = module("intra"), module("cross")
+    intra.L4.load_state_dict(full.L4.state_dict())
+    cross.L6.load_state_dict(full.L6.state_dict())
+    torch.testing.assert_close(full(M, mask), cross(intra(M, mask), mask))
+
+
+def test_rays_do_not_read_each_other_in_any_mode():
+    M, mask = normal(R, S, V, C), some(R, S, V)
+    for mode in MODES:
+        attend = module(mode)
+        torch.testing.assert_close(attend(M, mask)[1:], attend(M[1:], mask[1:]))
+
+
+def test_mode_none_returns_the_initial_context():
+    M = normal(R, S, V, C)
+    assert torch.equal(module("none")(M, some(R, S, V)), M) and not list(module("none").parameters())
+
+
+def test_an_unknown_mode_is_refused_by_name():
+    with pytest.raises(ValueError, match="sparse"):
+        cra.CRA("sparse")
+
+
+# ---------------------------------------------------------------------------------------------------- symmetries and masks
+
+@pytest.mark.parametrize("mode", MODES)
+def test_permuting_views_permutes_the_refined_context(branch, mode):
+    M, mask, order, attend = normal(R, S, V, C), some(R, S, V), [2, 0, 1], module(mode)
+    out = attend(M, mask)
+    torch.testing.assert_close(attend(M[:, :, order], mask[:, :, order]), out[:, :, order])
+    assert (out - out[:, :, order]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_masking_a_view_equals_removing_it(branch, mode):
+    M, mask, attend = normal(R, S, V, C), some(R, S, V), module(mode)
+    mask[:, :, 1] = False
+    rest = [0, 2]
+    valid = mask[:, :, rest]                                                           # what masked tokens become, nobody reads
+    torch.testing.assert_close(attend(M, mask)[:, :, rest][valid], attend(M[:, :, rest], valid)[valid])
+
+
+@pytest.mark.parametrize("mode", ["intra", "cross", "full", "dense"])
+def test_valid_tokens_do_not_read_a_masked_token(branch, mode):
+    M, mask, attend = normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool), module(mode)
+    mask[0, 2, 1] = False
+    garbage = M.clone()
+    garbage[0, 2, 1] = 1e3
+    before, after = attend(M, mask), attend(garbage, mask)
+    torch.testing.assert_close(after[mask], before[mask])
+    everything = torch.ones_like(mask)
+    assert (attend(garbage, everything) - attend(M, everything))[mask].abs().max() > 1e-3      # unmasked, it would be read
+
+
+@pytest.mark.parametrize("mode", ["intra", "cross", "full", "dense"])
+def test_sequences_without_a_key_give_finite_values_and_gradients(branch, mode):
+    M, mask = normal(R, S, V, C).requires_grad_(), some(R, S, V)
+    mask[0], mask[1, 2] = False, False
+    out = module(mode)(M, mask)
+    out.square().sum().backward()
+    assert torch.isfinite(out).all() and torch.isfinite(M.grad).all() and (M.grad != 0).any()
+
+
+@pytest.mark.parametrize("mode", ["intra", "cross", "full", "dense"])
+def test_every_weight_gets_a_gradient(mode):
+    attend = module(mode)
+    (attend(normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool)) * normal(R, S, V, C, seed=7)).sum().backward()
+    dead = [name for name, p in attend.named_parameters() if p.grad.abs().max() < 1e-10]
+    assert all(name.endswith("key.bias") for name in dead)         # that one adds the same to all scores of a query: softmax is blind

@@ -1,0 +1,337 @@
+"""07_train.py: the assembled model, its losses, training from disk, checkpoints, and how it refuses bad input."""
+import csv
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+rooms, data, training = import_module("00_rooms"), import_module("01_data"), import_module("07_train")
+ROOT = Path(__file__).parents[1]
+SMALL = training.Config(height=48, width=64, views=3, rays=32, coarse=6, fine=5, steps=20, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Two rooms of 64x48 on disk: one to train on, one unseen."""
+    folder = tmp_path_factory.mktemp("rooms")
+    rooms.make_rooms(folder, [0, 9000], frames=24, width=64, height=48, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scene(root, tmp_path_factory):
+    return data.Scene(root / "room0000_00", 48, 64, cache=tmp_path_factory.mktemp("cache"))
+
+
+def make_model(config=SMALL):
+    torch.manual_seed(1)
+    return training.SRay(config).eval()
+
+
+def run(script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
+    """A script as a user runs it, in its own process."""
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+
+
+def turned_away(views, index: int, scene):
+    """The same views, view `index` looking away from everything: straight up from high above."""
+    c2w = views.c2w.clone()
+    c2w[index] = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 50.0], [0, 0, 0, 1]])
+    return replace(views, c2w=c2w)
+
+
+def some_pixels(count=17):
+    return torch.rand(count, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([63.0, 47.0])
+
+
+# ---------------------------------------------------------------------------------------------------- the model
+
+@pytest.mark.parametrize("mode", ["none", "intra", "cross", "full", "dense"])
+def test_masking_a_view_equals_removing_it_through_the_whole_model(scene, mode):
+    model = make_model(replace(SMALL, cra=mode))
+    views, target = scene.views([9, 10, 12, 13]), scene.views([11])[0]
+    blind = turned_away(views, 2, scene)
+    with torch.no_grad():
+        with_it = model(model.encode(blind), some_pixels(), target.K, target.c2w)
+        without = model(model.encode(views[[0, 1, 3]]), some_pixels(), target.K, target.c2w)
+        seen = model(model.encode(views), some_pixels(), target.K, target.c2w)
+    for key in ("colour", "logits", "depth"):
+        torch.testing.assert_close(with_it["fine"][key], without["fine"][key], atol=1e-5, rtol=1e-4)
+    assert (seen["fine"]["colour"] - without["fine"]["colour"]).abs().max() > 1e-4     # the view does matter when it sees
+
+
+def test_no_valid_view_anywhere_gives_finite_output_and_zero_density(scene):
+    model, views = make_model(), scene.views([9, 10, 12])
+    for index in range(3):
+        views = turned_away(views, index, scene)
+    target = scene.views([11])[0]
+    out = model(model.encode(views), some_pixels(), target.K, target.c2w)["fine"]
+    assert out["weights"].abs().max() == 0 and out["colour"].abs().max() == 0
+    (out["logits"].sum() + out["colour"].sum() + out["depth"].sum()).backward()
+    assert all(torch.isfinite(out[key]).all() for key in ("logits", "colour", "depth"))
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_permuting_the_source_views_changes_no_pixel(scene):
+    model, views, target = make_model(), scene.views([9, 10, 12]), scene.views([11])[0]
+    with torch.no_grad():
+        a = model(model.encode(views), some_pixels(), target.K, target.c2w)["fine"]
+        b = model(model.encode(views[[2, 0, 1]]), some_pixels(), target.K, target.c2w)["fine"]
+    torch.testing.assert_close(a["logits"], b["logits"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(a["w"][..., [2, 0, 1]], b["w"], atol=1e-5, rtol=1e-4)
+
+
+def test_inference_needs_no_semantics_on_the_coarse_samples(scene, monkeypatch):
+    model, views, target = make_model(), scene.views([9, 10, 12]), scene.views([11])[0]
+    with torch.no_grad():
+        sources = model.encode(views)
+        full = model(sources, some_pixels(), target.K, target.c2w)["fine"]
+        monkeypatch.setattr(model.coarse.cra, "forward", lambda *_: pytest.fail("CRA ran on the coarse samples"))
+        light = model(sources, some_pixels(), target.K, target.c2w, coarse_semantics=False)["fine"]
+    for key in ("colour", "logits", "depth"):
+        assert torch.equal(full[key], light[key])
+
+
+def test_the_semantic_loss_alone_moves_the_density(scene):
+    model, views, target = make_model(), scene.views([9, 10, 12]), scene.views([11])[0]
+    out = model(model.encode(views), some_pixels(), target.K, target.c2w)
+    training.losses(out, torch.zeros(17, 3), torch.full((17,), 3))[0].backward()
+    for level in (model.coarse, model.fine):
+        assert level.geometry.L11.weight.grad.abs().max() > 0
+
+
+def test_union_samples_hold_the_coarse_ones(scene):
+    model, views, target = make_model(replace(SMALL, union=True)), scene.views([9, 10, 12]), scene.views([11])[0]
+    with torch.no_grad():
+        out = model(model.encode(views), some_pixels(), target.K, target.c2w)
+    coarse, both = out["coarse"]["z"], out["fine"]["z"]
+    assert both.shape == (17, 11) and (both.diff(dim=1) >= 0).all()
+    assert all(torch.isin(coarse[r], both[r]).all() for r in range(17))
+
+
+def test_image_equals_its_rays_whatever_the_chunk(scene):
+    views, target = scene.views([9, 10, 12]), scene.views([11])[0]
+    pictures = []
+    for chunk in (1000, 3072):
+        model = make_model(replace(SMALL, chunk=chunk))
+        with torch.no_grad():
+            sources = model.encode(views)
+        pictures.append(model.render_image(sources, target.K, target.c2w, 48, 64))
+    torch.testing.assert_close(pictures[0]["logits"], pictures[1]["logits"], atol=1e-4, rtol=1e-4)
+    pixel = torch.tensor([[5.0, 7.0]])
+    with torch.no_grad():
+        one = model(sources, pixel, target.K, target.c2w)["fine"]
+    torch.testing.assert_close(pictures[0]["colour"][7, 5], one["colour"][0], atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+def test_equation_1_against_a_hand_calculation():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [5.0, -5.0]])
+    labels = torch.tensor([0, 0, data.IGNORE])
+    by_hand = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2    # -log softmax, mean over the two labelled rays
+    result = {"coarse": {"logits": logits, "colour": torch.zeros(3, 3)}, "fine": {"logits": logits, "colour": torch.ones(3, 3)}}
+    semantic, photometric = training.losses(result, torch.full((3, 3), 0.25), labels)
+    assert semantic.item() == pytest.approx(2 * by_hand, rel=1e-6)
+    assert photometric.item() == pytest.approx(0.25 ** 2 + 0.75 ** 2)
+
+
+def test_unlabelled_pixels_are_ignored():
+    logits, labels = torch.randn(6, 20), torch.tensor([3, data.IGNORE, 7, data.IGNORE, 0, 19])
+    before = training.cross_entropy(logits, labels)
+    logits[1] += 100
+    assert torch.equal(before, training.cross_entropy(logits, labels))
+
+
+def test_a_batch_without_labels_has_a_finite_loss():
+    logits = torch.randn(4, 20, requires_grad=True)
+    loss = training.cross_entropy(logits, torch.full((4,), data.IGNORE))
+    loss.backward()
+    assert loss.item() == 0 and (logits.grad == 0).all()
+
+
+def test_source_view_loss_reads_the_label_under_each_feature(scene):
+    model = make_model()
+    labels = torch.full((1, 48, 64), 4)
+    labels[:, ::4, ::4] = 9                                                   # pixel (4i, 4j) is feature (i, j)'s truth
+    with torch.no_grad():
+        model.source_head.weight.zero_()
+        model.source_head.bias.zero_()
+        model.source_head.bias[9] = 50.0
+    sources = model.encode(scene.views([3]))
+    assert training.source_view_loss(model, sources, labels).item() < 1e-6
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
+    for step in range(20):
+        batch = training.draw_batch([scene], [list(range(len(scene)))], SMALL, step)
+        assert not any(torch.equal(batch.c2w, c2w) for c2w in batch.sources.c2w)
+        index = [i for i in range(len(scene)) if torch.equal(scene.c2w[i], batch.c2w)][0]
+        image = scene.views([index]).images[0]
+        u, v = batch.pixels.long().unbind(-1)
+        assert torch.equal(image[:, v, u].T, batch.colours)
+    again = training.draw_batch([scene], [list(range(len(scene)))], SMALL, 19)
+    assert torch.equal(again.pixels, batch.pixels) and torch.equal(again.c2w, batch.c2w)
+
+
+def test_a_model_can_overfit_one_view(scene):
+    config = replace(SMALL, rays=256, coarse=16, fine=16, views=4)
+    model = make_model(config).train()
+    views, target = scene.views([9, 10, 12, 13]), scene.views([11])[0]
+    truth, labels = target.images.flatten(1).T, target.labels.flatten()
+    grid = data.pixel_grid(48, 64)
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(150):
+        pick = torch.randint(len(grid), (config.rays,), generator=torch.Generator().manual_seed(step))
+        batch = training.Batch(views, target.K, target.c2w, grid[pick], truth[pick], labels[pick])
+        loss, _ = training.training_step(model, batch, config, training.generator_of(0, step))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        out = model.render_image(model.encode(views), target.K, target.c2w, 48, 64)
+    right = (out["logits"].argmax(-1).flatten() == labels)[labels >= 0].float().mean()
+    error = (out["colour"].view(-1, 3) - truth).square().mean()
+    assert right > 0.9, right
+    assert -10 * torch.log10(error) > 20, error
+
+
+def test_a_30_step_run_lowers_the_loss_on_data_read_from_disk(root, tmp_path):
+    done = run("07_train.py", "--scene", root, "--preset", "smoke", "--steps", 30, "--out", "run", "--no-eval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
+    first, last = ({key: float(value) for key, value in row.items()} for row in (rows[0], rows[-1]))
+    assert last["step"] == 30 and last["semantic"] < first["semantic"] - 0.1 and last["source"] < first["source"] - 0.1
+    model, state = training.load_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert state["step"] == 30 and {"model", "config", "step"} <= set(state)
+
+
+def test_checkpoint_reload_reproduces_the_image_bit_for_bit(scene, tmp_path):
+    model = make_model()
+    optimiser = torch.optim.Adam(model.parameters())
+    training.save_checkpoint(tmp_path / "checkpoint.pt", model, optimiser, 7, {"train": []})
+    loaded, state = training.load_checkpoint(tmp_path / "checkpoint.pt")
+    views, target = scene.views([9, 10, 12]), scene.views([11])[0]
+    pictures = []
+    for m in (model, loaded.eval()):
+        with torch.no_grad():
+            pictures.append(m.render_image(m.encode(views), target.K, target.c2w, 48, 64))
+    assert all(torch.equal(pictures[0][key], pictures[1][key]) for key in pictures[0])
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]          # nothing temporary is left
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(root, tmp_path):
+    common = ("--scene", root, "--preset", "smoke", "--no-eval", "--save-every", 4, "--rays", 16)
+    assert run("07_train.py", *common, "--steps", 8, "--out", "whole", cwd=tmp_path).returncode == 0
+    # the same 8-step run, killed after its checkpoint at step 4
+    code = ("import importlib, sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = '07_train.py'\n"
+            "t = importlib.import_module('07_train'); save = t.save_checkpoint\n"
+            "def stop(*a): save(*a); raise SystemExit(9)\n"
+            "t.save_checkpoint = stop; t.main()")
+    killed = subprocess.run([sys.executable, "-c", code, str(ROOT), *map(str, common), "--steps", "8", "--out", "cut"], cwd=tmp_path)
+    assert killed.returncode == 9
+    assert training.load_checkpoint(tmp_path / "cut/checkpoint.pt")[1]["step"] == 4
+    done = run("07_train.py", "--resume", "--out", "cut", "--no-eval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole, cut = (training.load_checkpoint(tmp_path / name / "checkpoint.pt")[0].state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_same_seed_same_start_and_another_seed_another(scene):
+    a, b, c = (torch.cat([p.flatten() for p in make(seed).parameters()]) for make, seed in
+               [(lambda s: (torch.manual_seed(s), training.SRay(SMALL))[1], s) for s in (0, 0, 1)])
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_fine_tuning_never_touches_the_test_views(root, tmp_path):
+    assert run("07_train.py", "--scene", root, "--preset", "smoke", "--steps", 2, "--out", "base", "--no-eval",
+               cwd=tmp_path).returncode == 0
+    done = run("07_train.py", "--finetune", "base/checkpoint.pt", "--scene", root, "--scenes", "room9000_00", "--steps", 40,
+               "--out", "tuned", "--cache", "tuned_cache", "--no-eval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scene = data.Scene(root / "room9000_00", 48, 64)
+    source, tune, test = data.protocol(scene)
+    decoded = {int(p.name.split("_")[0]) for p in tmp_path.glob("tuned_cache/room9000_00*/*.npy")}
+    assert decoded == {scene.frames[i] for i in source + tune}                # 40 random steps have met all 16, and no other
+    state = training.load_checkpoint(tmp_path / "tuned/checkpoint.pt")[1]
+    assert state["run"]["test"] == ["room9000_00"] and state["step"] == 40
+
+
+def test_a_scene_alone_keeps_its_test_views_out_of_training(root, tmp_path):
+    done = run("07_train.py", "--scene", root / "room0000_00", "--preset", "smoke", "--steps", 60, "--out", "run", "--no-eval",
+               "--rays", 4, "--coarse", 2, "--fine", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scene = data.Scene(root / "room0000_00", 48, 64)
+    test = {scene.frames[i] for i in data.protocol(scene)[2]}
+    decoded = {int(p.name.split("_")[0]) for p in tmp_path.glob("cache/room0000_00*/*.npy")}
+    assert len(decoded) == 20 and not decoded & test
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Status 2, and one line on stderr (after any progress bar) that has these words."""
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--scene", "nowhere"], ["nowhere", "no such folder"]),
+    (["--scene", "scannet", "--data", "nowhere"], ["nowhere", "no such folder"]),
+    (["--scene", "ROOT", "--scenes", "room0000_00,room7777_00"], ["room7777_00", "no such scene"]),
+    (["--scene", "ROOT", "--views", "30"], ["room0000_00", "24 usable frames", "30 source views"]),
+    (["--scene", "ROOT", "--tau", "1.5"], ["--tau 1.5"]),
+    (["--scene", "ROOT", "--height", "20"], ["--height 20"]),
+    (["--scene", "ROOT", "--finetune", "nothing.pt"], ["nothing.pt", "no such checkpoint"]),
+])
+def test_bad_input_ends_with_one_clear_line_and_status_2(root, tmp_path, arguments, words):
+    arguments = [str(root) if a == "ROOT" else a for a in arguments]
+    preset = [] if "--finetune" in arguments else ["--preset", "smoke"]
+    refused(run("07_train.py", *arguments, *preset, "--out", "run", cwd=tmp_path), *words)
+    assert not (tmp_path / "run").exists()                                    # nothing half-written
+
+
+def test_a_checkpoint_of_another_shape_is_refused(root, tmp_path):
+    config = replace(SMALL, cra="none")
+    model = training.SRay(config)
+    training.save_checkpoint(tmp_path / "none.pt", model, torch.optim.Adam(model.parameters()), 1,
+                             {"data": "path", "root": str(root), "train": [], "test": ["room9000_00"], "seconds": 0.0})
+    state = torch.load(tmp_path / "none.pt", weights_only=True)
+    state["config"]["cra"] = "full"
+    torch.save(state, tmp_path / "wrong.pt")
+    refused(run("08_eval.py", "--checkpoint", "wrong.pt", cwd=tmp_path), "wrong.pt")
+    refused(run("07_train.py", "--finetune", "none.pt", "--scene", root, "--scenes", "room9000_00", "--cra", "full", cwd=tmp_path),
+            "none.pt", "another shape")
+    (tmp_path / "torn.pt").write_bytes((tmp_path / "none.pt").read_bytes()[:5000])
+    refused(run("08_eval.py", "--checkpoint", "torn.pt", cwd=tmp_path), "torn.pt")
+
+
+def test_a_non_finite_loss_stops_keeps_the_last_good_checkpoint_and_says_where(root, tmp_path):
+    done = run("07_train.py", "--scene", root, "--preset", "smoke", "--out", "run", "--no-eval", "--save-every", 1, "--lr", 1e30,
+               "--lr-final", 1e30, cwd=tmp_path)
+    refused(done, "step ", "run/checkpoint.pt")
+    step = int(done.stderr.split("error: step ")[1].split(":")[0])
+    assert training.load_checkpoint(tmp_path / "run/checkpoint.pt")[1]["step"] <= step
+
+
+def test_an_output_folder_with_a_run_in_it_is_not_overwritten(root, tmp_path):
+    common = ("--scene", root, "--preset", "smoke", "--steps", 2, "--no-eval", "--out", "run")
+    assert run("07_train.py", *common, cwd=tmp_path).returncode == 0
+    before = (tmp_path / "run/checkpoint.pt").read_bytes()
+    refused(run("07_train.py", *common, cwd=tmp_path), "run", "--resume")
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
+
+
+def test_without_scannet_it_says_so_and_calls_the_data_rooms(tmp_path):
+    done = run("07_train.py", "--scene", "scannet", "--preset", "smoke", "--steps", 2, "--out", "run", "--no-eval", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sum("NO SCANNET" in line for line in done.stdout.splitlines()) == 1
+    assert training.load_checkpoint(tmp_path / "run/checkpoint.pt")[1]["run"]["data"] == "rooms"

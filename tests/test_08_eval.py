@@ -1,0 +1,169 @@
+"""08_eval.py: metrics against hand-made cases, the protocol, and the files a run leaves."""
+import json
+import math
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+rooms, data = import_module("00_rooms"), import_module("01_data")
+training, evaluation = import_module("07_train"), import_module("08_eval")
+ROOT = Path(__file__).parents[1]
+L = len(data.CLASSES)
+
+
+def confusion(pairs):
+    """Confusion matrix from a list of (true, predicted, count)."""
+    truth = torch.tensor([t for t, _, n in pairs for _ in range(n)])
+    predicted = torch.tensor([p for _, p, n in pairs for _ in range(n)])
+    return evaluation.confusion_matrix(predicted, truth, L)
+
+
+def test_metrics_against_a_hand_made_confusion_matrix():
+    # class 0: 6 right, 2 called 1; class 1: 3 right, 1 called 5 (absent from the truth)
+    m = evaluation.label_metrics(confusion([(0, 0, 6), (0, 1, 2), (1, 1, 3), (1, 5, 1)]))
+    assert m["miou"] == pytest.approx(100 * (6 / 8 + 3 / 6) / 2)              # over the two classes present in the truth
+    assert m["total_acc"] == pytest.approx(100 * 9 / 12)
+    assert m["avg_acc"] == pytest.approx(100 * (6 / 8 + 3 / 4) / 2)
+    assert m["per_class_iou"]["wall"] == pytest.approx(75) and m["per_class_iou"]["sofa"] is None
+
+
+def test_unlabelled_truth_is_left_out_and_an_unlabelled_answer_is_wrong():
+    m = evaluation.label_metrics(confusion([(0, 0, 4), (data.IGNORE, 3, 50), (0, data.IGNORE, 4)]))
+    assert m["total_acc"] == pytest.approx(50) and m["miou"] == pytest.approx(50)
+
+
+def test_pooled_miou_is_not_the_mean_of_image_mious():
+    a, b = confusion([(0, 0, 90), (1, 0, 10)]), confusion([(1, 1, 10)])
+    pooled = evaluation.label_metrics(a + b)["miou"]
+    assert pooled == pytest.approx(100 * (90 / 100 + 10 / 20) / 2)
+    assert pooled != pytest.approx((evaluation.label_metrics(a)["miou"] + evaluation.label_metrics(b)["miou"]) / 2)
+
+
+def test_no_label_at_all_gives_no_label_metrics():
+    assert evaluation.label_metrics(confusion([(data.IGNORE, 0, 5)]))["miou"] is None
+
+
+def test_psnr_of_a_known_error():
+    truth = torch.rand(5, 7, 3) * 0.5
+    assert evaluation.psnr(truth + 0.1, truth) == pytest.approx(20, abs=1e-4)
+
+
+def test_ssim_equals_a_loop_over_windows():
+    generator = np.random.default_rng(0)
+    x, y = generator.random((14, 13, 3)), generator.random((14, 13, 3))
+    y = 0.6 * x + 0.4 * y
+    kernel = np.array([[math.exp(-((i - 5) ** 2 + (j - 5) ** 2) / (2 * 1.5 ** 2)) for j in range(11)] for i in range(11)])
+    kernel /= kernel.sum()
+    values = []
+    for c in range(3):
+        for i in range(14 - 10):
+            for j in range(13 - 10):
+                a, b = x[i:i + 11, j:j + 11, c], y[i:i + 11, j:j + 11, c]
+                ma, mb = (kernel * a).sum(), (kernel * b).sum()
+                va, vb, cov = (kernel * (a - ma) ** 2).sum(), (kernel * (b - mb) ** 2).sum(), (kernel * (a - ma) * (b - mb)).sum()
+                values.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma ** 2 + mb ** 2 + 1e-4) * (va + vb + 9e-4)))
+    assert evaluation.ssim(torch.tensor(x), torch.tensor(y)) == pytest.approx(np.mean(values), abs=1e-9)
+    assert evaluation.ssim(torch.tensor(x), torch.tensor(x)) == pytest.approx(1)
+
+
+def test_depth_error_leaves_unknown_depth_out():
+    truth = torch.tensor([[2.0, 0.0], [4.0, 1.0]])
+    assert evaluation.depth_abs_rel(torch.tensor([[1.0, 9.0], [4.0, 1.5]]), truth) == pytest.approx((0.5 + 0 + 0.5) / 3)
+    assert evaluation.depth_abs_rel(truth, torch.zeros(2, 2)) is None
+
+
+def test_label_colours_are_scannets_and_unlabelled_is_black():
+    picture = evaluation.colour_labels(torch.tensor([[0, 1, data.IGNORE]]))
+    assert picture.tolist() == [[[174, 199, 232], [152, 223, 138], [0, 0, 0]]]
+
+
+# ---------------------------------------------------------------------------------------------------- whole runs
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A folder with two rooms, one without labels, and a checkpoint trained for two steps."""
+    folder = tmp_path_factory.mktemp("eval")
+    names = rooms.make_rooms(folder / "rooms", [0, 9000], frames=24, width=64, height=48, workers=1)
+    shutil.copytree(folder / "rooms" / names[1], folder / "plain" / "scene0001_00", ignore=shutil.ignore_patterns("label-filt"))
+    done = subprocess.run([sys.executable, str(ROOT / "07_train.py"), "--scene", "rooms", "--preset", "smoke", "--train-rooms", "1",
+                           "--test-rooms", "1", "--scenes", names[0], "--data", str(folder / "rooms"), "--steps", "2",
+                           "--out", str(folder / "run")], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def evaluate(work, *arguments) -> dict:
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", *map(str, arguments)],
+                          cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((work / "out/metrics.json").read_text())
+    metrics["screen"] = done.stdout
+    return metrics
+
+
+def test_training_ends_with_the_evaluation_of_an_unseen_room(work):
+    metrics = json.loads((work / "run/eval/metrics.json").read_text())
+    assert metrics["data"] == "rooms" and metrics["scenes"] == ["room9000_00"] and metrics["scenes_seen_in_training"] == []
+    for key in ("miou", "total_acc", "avg_acc", "miou_per_image", "psnr", "ssim", "depth_abs_rel", "per_class_iou", "classes",
+                "views", "steps", "seconds", "baseline_copy_nearest", "command", "hardware"):
+        assert metrics[key] is not None, key
+    assert metrics["steps"] == 2 and metrics["classes"] == data.CLASSES and len(metrics["images"]) == 4
+    assert (work / "run/eval/room9000_00.png").stat().st_size > 20_000
+
+
+def test_metrics_json_agrees_with_the_views_on_disk(work):
+    metrics = evaluate(work, "--out", "out")
+    scene = data.Scene(work / "rooms/room9000_00", 48, 64, cache=work / "cache")
+    source, _, test = data.protocol(scene)
+    assert [image["frame"] for image in metrics["images"]] == [scene.frames[i] for i in test]
+    model, _ = training.load_checkpoint(work / "run/checkpoint.pt")
+    views, truth = scene.views(source), scene.views(test)
+    with torch.no_grad():
+        sources = model.eval().encode(views)
+    hits = total = 0
+    for i in range(4):
+        got = model.render_image(sources, truth.K[i], truth.c2w[i], 48, 64)
+        error = ((got["colour"] - truth.images[i].permute(1, 2, 0)) ** 2).mean()
+        assert metrics["images"][i]["psnr"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
+        labelled = truth.labels[i] >= 0
+        hits += (got["logits"].argmax(-1) == truth.labels[i])[labelled].sum().item()
+        total += labelled.sum().item()
+        nearest = (views.c2w[:, :3, 3] - truth.c2w[i, :3, 3]).norm(dim=-1).argmin()
+        copy = ((views.images[nearest] - truth.images[i]) ** 2).mean()
+        assert metrics["images"][i]["copy_psnr"] <= -10 * math.log10(copy) + 3           # by distance and angle, about as near
+    assert metrics["total_acc"] == pytest.approx(100 * hits / total, abs=0.05)
+
+
+def test_a_scene_without_labels_gets_colour_metrics_only_and_is_told_so(work):
+    metrics = evaluate(work, "--scene", "plain", "--out", "out")
+    assert metrics["miou"] is None and metrics["total_acc"] is None and metrics["psnr"] > 0 and metrics["depth_abs_rel"] > 0
+    assert "no labels" in metrics["screen"] and metrics["data"] == "path"
+
+
+def test_the_target_truth_does_not_reach_the_model(work):
+    """Blacking out a test view's colour file changes no rendered pixel, only the score."""
+    shutil.copytree(work / "rooms", work / "copy")
+    before = evaluate(work, "--scene", "copy", "--scenes", "room9000_00", "--out", "out")
+    scene = data.Scene(work / "copy/room9000_00", 48, 64)
+    frame = scene.frames[data.protocol(scene)[2][0]]
+    import imageio.v3 as iio
+    iio.imwrite(work / f"copy/room9000_00/color/{frame}.jpg", np.zeros((48, 64, 3), np.uint8))
+    after = evaluate(work, "--scene", "copy", "--scenes", "room9000_00", "--out", "out")
+    assert after["miou"] == before["miou"] and after["depth_abs_rel"] == before["depth_abs_rel"]
+    assert after["images"][0]["psnr"] != before["images"][0]["psnr"] and after["images"][1] ["psnr"] == before["images"][1]["psnr"]
+
+
+def test_too_few_frames_for_the_protocol_is_refused_before_rendering(work):
+    shutil.copytree(work / "rooms/room9000_00", work / "short/scene0002_00")
+    shutil.copy(work / "rooms" / data.LABELS_TSV, work / "short")
+    for i in range(10):
+        (work / f"short/scene0002_00/pose/{i}.txt").unlink()
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--scene", "short",
+                           "--out", "none"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 2 and "14 usable frames" in done.stderr and not (work / "none").exists()
