@@ -322,7 +322,7 @@ def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float =
 
 
 def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: int = 12,
-                  frames: list[int] | None = None) -> tuple[int, list[int]]:
+                  frames: list[int] | None = None, angle_weight: float = 1.0) -> tuple[int, list[int]]:
     """A random target frame and `views` source frames out of its `pool` nearest; the target is never among them.
 
     frames: draw only from these (fine-tuning); all frames if None.
@@ -333,7 +333,7 @@ def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: in
                         "leave this scene out or lower --views")
     target = frames[int(torch.randint(len(frames), (), generator=generator))]
     others = [i for i in frames if i != target]
-    near = nearest_views(scene.c2w[target], scene.c2w[others], max(pool, views))
+    near = nearest_views(scene.c2w[target], scene.c2w[others], max(pool, views), angle_weight)
     chosen = torch.randperm(len(near), generator=generator)[:views].tolist()
     sources = [others[near[i]] for i in chosen]
     assert target not in sources
@@ -492,7 +492,8 @@ def main() -> None:
         if index == 8 or inside[pick, index]:
             axis.plot(float(x), float(y), "o", mfc="none", mec="#d55e00", ms=14, mew=3)
         axis.set_axis_off()
-    axes[1, 4].imshow(visible.sum(1).view(240, 320), cmap="viridis")
+    picture = axes[1, 4].imshow(visible.sum(1).view(240, 320), cmap="viridis", vmin=0, vmax=8)
+    figure.colorbar(picture, ax=axes[1, 4], label="source views")
     axes[1, 4].set_title("how many views see it")
     axes[1, 4].set_axis_off()
     figure.suptitle("One target pixel, unprojected with its true depth and projected into eight source views")

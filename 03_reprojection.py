@@ -127,7 +127,7 @@ def main() -> None:
     plot = axes[1, 4]
     plot.plot(z[enough], spread[enough], color="#0072b2")
     plot.axvline(truth, color="#d55e00", ls="--", label="true depth")
-    plot.set(xscale="log", xlabel="depth along the query ray (m)", ylabel="colour spread", title="do the views agree?")
+    plot.set(xlabel="depth along the query ray (m)", ylabel="colour spread", title="do the views agree?")
     plot.legend()
     figure.suptitle("One query ray in eight source views (dark: near, bright: far)")
     Path("outputs").mkdir(exist_ok=True)

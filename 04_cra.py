@@ -49,16 +49,20 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """The same function through PyTorch's fused kernel, which never stores the (s, t) scores."""
     if bool(mask.all()):
         return F.scaled_dot_product_attention(q, k, v)
-    q = q * mask.any(dim=-1)[:, :, None, None]           # a row with no readable key teaches q and k nothing, as above
-    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min / 2)   # swallows any score
+    readable = mask.any(dim=-1, keepdim=True)                                 # (B, 1 or A, 1)
+    q = q * readable[..., None]       # no key: all scores 0, no bias, so the plain mean and its gradient, as in the definition
+    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask & readable, torch.finfo(q.dtype).min / 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None, :].expand(-1, q.shape[1], q.shape[2], -1))
 
 
-def sample_positions(count: int, channels: int, device=None) -> Tensor:
-    """Sinusoidal position embedding of the sample index, base 10000 (Table 9, L2; Table 11, L9): (count, channels)."""
-    index = torch.arange(count, device=device, dtype=torch.float32)[:, None]
-    rate = 10000.0 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)
-    return torch.stack([(index * rate).sin(), (index * rate).cos()], dim=-1).flatten(1)          # (count, channels)
+def sample_positions(index: int | Tensor, channels: int, device=None) -> Tensor:
+    """Sinusoidal position embedding, base 10000 (Table 9, L2; Table 11, L9): of 0 .. index-1, (index, channels), or of any
+    positions (..., S), not necessarily whole ones, (..., S, channels)."""
+    if isinstance(index, int):
+        index = torch.arange(index, device=device, dtype=torch.float32)
+    rate = 10000.0 ** (-torch.arange(0, channels, 2, device=index.device, dtype=torch.float32) / channels)
+    angle = index[..., None] * rate                                           # (..., S, channels / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)        # (..., S, channels)
 
 
 class MultiHeadAttention(nn.Module):
@@ -77,7 +81,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
         R, N, G, C = x.shape
         A, D = self.heads, C // self.heads
-        y = x if position is None else x + position[:, None]                  # (R, N, G, C): position (N, C)
+        y = x if position is None else x + position[..., None, :]             # (R, N, G, C): position (N, C) or (R, N, C)
         # G sequences of A heads each are G*A heads of one sequence: no copy, only another reading of the same memory
         q, k, v = (f(y).view(R, N, G * A, D).transpose(1, 2) for f in (self.query, self.key, self.value))  # (R, G*A, N, D)
         keys = mask.transpose(1, 2).repeat_interleave(A, dim=1)               # (R, G*A, N)
@@ -107,11 +111,12 @@ class CRA(nn.Module):
         if mode == "dense":
             self.dense = MultiHeadAttention(channels, heads, relu, fused)
 
-    def forward(self, M: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+        """index (R, S): positions to embed instead of 0 .. S-1."""
         R, S, V, C = M.shape
-        position = sample_positions(S, C, M.device).to(M.dtype)               # L2: (S, C)
+        position = sample_positions(S if index is None else index, C, M.device).to(M.dtype)      # L2: (S, C) or (R, S, C)
         if self.mode == "dense":                                              # every token reads every token of its ray
-            position = position.repeat_interleave(V, dim=0)                   # (S*V, C): a sample's views share its position
+            position = position.repeat_interleave(V, dim=-2)                  # (.., S*V, C): a sample's views share its position
             return self.dense(M.reshape(R, S * V, 1, C), mask.reshape(R, S * V, 1), position).view(R, S, V, C)
         if self.mode in ("intra", "full"):                                    # R*V sequences of length S
             M = self.L4(M, mask, position)                                    # M': (R, S, V, C)

@@ -41,11 +41,13 @@ class Geometry(NamedTuple):
 class GeometryNetwork(nn.Module):
     """Table 11, and the colour head (a softmax over the valid views blends the reprojected source colours).
 
-    density: "softplus", or "relu" as the table lists.
+    density: "softplus", or "relu" as the table lists. pooling: "mean" divides L5 and L6 by the number of valid views,
+    "weighted" by the sum of their L3.
     """
 
-    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", fused: bool = True):
+    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", pooling: str = "mean", fused: bool = True):
         super().__init__()
+        self.pooling = pooling
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
         self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU())
         self.L2 = nn.Linear(channels, 1)
@@ -55,18 +57,23 @@ class GeometryNetwork(nn.Module):
         self.L11 = nn.Linear(16, 1)
         self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(), nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 1))
 
-    def forward(self, M: Tensor, colours: Tensor, differences: Tensor, mask: Tensor) -> Geometry:
-        """M (R, S, V, C), colours (R, S, V, 3), differences (R, S, V, 4), mask (R, S, V) -> Geometry."""
+    def forward(self, M: Tensor, colours: Tensor, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
+        """M (R, S, V, C), colours (R, S, V, 3), differences (R, S, V, 4), mask (R, S, V) -> Geometry. index (R, S):
+        positions along the ray to embed instead of 0 .. S-1."""
         R, S, V, C = M.shape
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = self.L1(M) * L3                                                  # (R, S, V, 32)
         valid = mask[..., None].to(M.dtype)                                   # (R, S, V, 1)
-        m = valid.sum(2).clamp(min=1)                                         # (R, S, 1) number of valid views
-        L5 = (L4 * valid).sum(2) / m                                          # (R, S, 32)  cross-view mean
-        L6 = ((L4 - L5[:, :, None]).square() * valid).sum(2) / m              # (R, S, 32)  cross-view variance; 0 for one view
+        if self.pooling == "mean":
+            x, share = L4, valid / valid.sum(2, keepdim=True).clamp(min=1)    # (R, S, V, 1) one over the number of valid views
+        else:
+            x, share = self.L1(M), L3 * valid / (L3 * valid).sum(2, keepdim=True).clamp(min=1e-6)
+        L5 = (x * share).sum(2)                                               # (R, S, 32)  cross-view mean
+        L6 = ((x - L5[:, :, None]).square() * share).sum(2)                   # (R, S, 32)  cross-view variance; 0 for one view
         L8 = self.L8(torch.cat([L5, L6], dim=-1))                             # L7: (R, S, 64) -> (R, S, 16)
         seen = mask.any(dim=2)                                                # (R, S)
-        L9 = self.L9(L8[:, :, None], seen[:, :, None], cra.sample_positions(S, 16, M.device).to(M.dtype))[:, :, 0]   # (R, S, 16)
+        position = cra.sample_positions(S if index is None else index, 16, M.device).to(M.dtype)
+        L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]     # (R, S, 16)
         sigma = self.density(self.L11(self.L10(L9)).squeeze(-1)) * seen       # (R, S)
 
         score = self.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)                  # (R, S, V)

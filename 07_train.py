@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")           # read when torch 
 
 import argparse
 import csv
+import ctypes
 import math
 import subprocess
 import sys
@@ -58,7 +59,9 @@ class Config:
     width: int = setting(320, "image width")
     views: int = setting(8, "V, source views (section 1)")
     pool: int = setting(12, "sources are sampled from this many nearest views")
+    angle_weight: float = setting(1.0, "metres that a radian between viewing directions counts in 'nearest'")
     every: int = setting(1, "take every n-th frame of a scan")
+    targets: int = setting(1, "target views a step, each of a scene of its own with its own sources; they share the rays")
     rays: int = setting(1024, "R, rays a step")
     coarse: int = setting(64, "S, coarse samples a ray")
     fine: int = setting(64, "fine samples a ray")
@@ -68,6 +71,8 @@ class Config:
     spacing: str = setting("mix", "coarse samples even in: disparity | linear | mix (half each)")
     cra: str = setting("full", "attention, Tables 2-3: none | intra | cross | full | dense")
     cra_relu: bool = setting(False, "ReLU on the attention's output, as Table 9 lists it")
+    position: str = setting("index", "position embedding of the sample's index | depth (its place in inverse depth)")
+    pooling: str = setting("mean", "Table 11, L5-L6, over the valid views: mean | weighted (by L3)")
     tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
     density: str = setting("softplus", "activation of sigma: softplus | relu (Table 11)")
     use_delta: bool = setting(True, "alpha = 1 - exp(-sigma delta); false drops delta")
@@ -75,12 +80,13 @@ class Config:
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' own labels (not in the paper)")
+    extra_views: int = setting(0, "further views a step, each of another scene, for the source-view loss alone")
     steps: int = setting(260_000, "training steps (section 1)")
     lr: float = setting(1e-3, "Adam's first learning rate")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
     save_every: int = setting(1000, "steps between checkpoints")
-    chunk: int = setting(2048, "rays rendered at a time in evaluation")
+    chunk: int = setting(256, "rays rendered at a time in evaluation")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
@@ -89,8 +95,8 @@ class Config:
 
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
     "paper": {},
-    "laptop": dict(height=96, width=128, views=6, rays=192, coarse=24, fine=24, steps=2500, source_loss=1.0,
-                   save_every=500, train_rooms=150, test_rooms=12),
+    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2500, source_loss=1.0,
+                   lr=3e-3, encoder_activation="elu", save_every=500, chunk=128, train_rooms=150, test_rooms=12),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
 }
@@ -111,8 +117,9 @@ class Level(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
+        self.config = config
         self.reprojection = reprojection.Reprojection()
-        self.geometry = geometry.GeometryNetwork(density=config.density)
+        self.geometry = geometry.GeometryNetwork(density=config.density, pooling=config.pooling)
         self.cra = cra.CRA(config.cra, relu=config.cra_relu)
         self.weights = weighting.WeightNetwork(tau=config.tau)
         self.head = nn.Linear(encoder.CHANNELS, len(data.CLASSES))
@@ -122,10 +129,14 @@ class Level(nn.Module):
         (R, S, L) and view weights w (R, S, V)."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         M, colours, differences, mask = self.reprojection(points, origin, *sources)
-        sigma, colour, visibility = self.geometry(M, colours, differences, mask)
+        c = self.config
+        index = None                                                          # positions along the ray: 0 .. S-1, or by depth
+        if c.position == "depth":
+            index = z.shape[1] * (1 / c.near - 1 / z) / (1 / c.near - 1 / c.far)                  # (R, S) in 0 .. S
+        sigma, colour, visibility = self.geometry(M, colours, differences, mask, index)
         out = {"sigma": sigma, "colour": colour}
         if semantics:
-            refined = self.cra(M, mask)                                       # M'': (R, S, V, C)
+            refined = self.cra(M, mask, index)                                     # M'': (R, S, V, C)
             w = self.weights(M, differences, visibility, mask)                # (R, S, V) in C(tau)
             out |= {"w": w, "logits": self.head(weighting.semantic_ray(w, refined))}    # (R, S, L)
         return out
@@ -141,7 +152,7 @@ class SRay(nn.Module):
         self.coarse, self.fine = Level(config), Level(config)
         self.source_head = nn.Conv2d(encoder.CHANNELS, len(data.CLASSES), 1)  # for source_loss: a 2D segmenter
 
-    def encode(self, views) -> Sources:
+    def encode(self, views: "data.Views") -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
         return Sources(self.encoder(views.images), views.images, views.K, views.c2w)
 
@@ -196,11 +207,11 @@ def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return semantic, photometric
 
 
-def source_view_loss(model: SRay, sources: Sources, labels: Tensor) -> Tensor:
-    """Cross-entropy of a 1x1 head on the source features against the source views' labels (V, H, W): feature (i, j) is
-    centred on pixel (4i, 4j), so every fourth label is its truth."""
-    return cross_entropy(model.source_head(sources.features).permute(0, 2, 3, 1).flatten(0, 2),
-                         labels[:, ::encoder.STRIDE, ::encoder.STRIDE].flatten())
+def source_view_loss(model: SRay, features: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of a 1x1 head on the encoder's features (N, C, h, w) against the same views' labels (N, H, W): feature
+    (i, j) is centred on pixel (4i, 4j), so every fourth label is its truth."""
+    logits = model.source_head(features)                                      # (N, L, h, w)
+    return cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), labels[:, ::encoder.STRIDE, ::encoder.STRIDE].flatten())
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -244,16 +255,28 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def draw_batch(scenes: list, frames: list, config: Config, step: int) -> Batch:
-    """A random scene, target and sources of it, and R random pixels of the target. frames[i]: what may be drawn from scene i."""
+def draw_batches(scenes: list, frames: list, config: Config, step: int) -> tuple[list[Batch], Tensor, Tensor]:
+    """`targets` times: a random scene, a target view and sources of it, and rays / targets random pixels of the target; and
+    images (extra_views, 3, H, W) and labels (extra_views, H, W) of further scenes. frames[i]: what may be drawn from scene i.
+    No scene twice, while there are enough."""
     generator = generator_of(config.seed, step)
-    pick = int(torch.randint(len(scenes), (), generator=generator))
-    target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick])
-    views = scenes[pick].views([*sources, target])
-    flat = torch.randint(config.height * config.width, (config.rays,), generator=generator)
-    pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                     # (R, 2)
-    return Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(), views.images[-1].flatten(1)[:, flat].T,
-                 views.labels[-1].flatten()[flat])
+    order = torch.randperm(len(scenes), generator=generator).tolist()
+    order = order * (config.targets + config.extra_views)
+    batches, extra = [], []
+    for pick in order[:config.targets]:
+        target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick],
+                                             config.angle_weight)
+        views = scenes[pick].views([*sources, target])
+        flat = torch.randint(config.height * config.width, (max(1, config.rays // config.targets),), generator=generator)
+        pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                 # (R, 2)
+        batches.append(Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(),
+                             views.images[-1].flatten(1)[:, flat].T, views.labels[-1].flatten()[flat]))
+    for pick in order[config.targets:config.targets + config.extra_views]:
+        index = frames[pick][int(torch.randint(len(frames[pick]), (), generator=generator))]
+        extra.append(scenes[pick].views([index]))
+    images = torch.cat([v.images for v in extra]) if extra else torch.empty(0, 3, config.height, config.width)
+    labels = torch.cat([v.labels for v in extra]) if extra else torch.empty(0, config.height, config.width, dtype=torch.long)
+    return batches, images, labels
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -263,18 +286,20 @@ def learning_rate(config: Config, step: int) -> float:
     return (config.lr_final + (config.lr - config.lr_final) * cosine) * min(1.0, (step + 1) / warm)
 
 
-def training_step(model: SRay, batch: Batch, config: Config, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-    """The total loss of one batch (eq. 2, and the source-view loss) and its parts as numbers."""
-    sources = model.encode(batch.sources)
-    result = model(sources, batch.pixels, batch.K, batch.c2w, generator)
-    semantic, photometric = losses(result, batch.colours, batch.labels)
-    loss = config.lambda1 * semantic + config.lambda2 * photometric
-    parts = {"semantic": semantic.detach(), "photometric": photometric.detach()}
+def training_step(model: SRay, batches: list[Batch], extra_images: Tensor, extra_labels: Tensor,
+                  generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss (eq. 2, and the source-view loss), a mean over the batches, and its parts."""
+    config, B, V = model.config, len(batches), len(batches[0].sources.K)
+    features = model.encoder(torch.cat([batch.sources.images for batch in batches] + [extra_images]))    # (B*V + extra, C, h, w)
+    semantic = photometric = source = torch.zeros((), device=features.device)
+    for batch, encoded in zip(batches, features.split(V)):
+        sources = Sources(encoded, batch.sources.images, batch.sources.K, batch.sources.c2w)
+        sem, photo = losses(model(sources, batch.pixels, batch.K, batch.c2w, generator), batch.colours, batch.labels)
+        semantic, photometric = semantic + sem / B, photometric + photo / B
     if config.source_loss:
-        source = source_view_loss(model, sources, batch.sources.labels)
-        loss = loss + config.source_loss * source
-        parts["source"] = source.detach()
-    return loss, parts
+        source = source_view_loss(model, features, torch.cat([batch.sources.labels for batch in batches] + [extra_labels]))
+    loss = config.lambda1 * semantic + config.lambda2 * photometric + config.source_loss * source
+    return loss, {"semantic": semantic.detach(), "photometric": photometric.detach(), "source": source.detach()}
 
 
 def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device) -> None:
@@ -283,18 +308,20 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
     model.to(device).train()
     trained_before, start = run["seconds"], time.time()
     log = open(out / "log.csv", "a", newline="")
+    if not log.tell():
+        csv.writer(log).writerow(["step", "semantic", "photometric", "source", "seconds"])
     with ThreadPoolExecutor(1) as loader, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True,
                                                smoothing=0.05, disable=None if sys.stderr.isatty() else False,
                                                mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
-        coming = loader.submit(draw_batch, scenes, frames, config, first_step)
+        coming = loader.submit(draw_batches, scenes, frames, config, first_step)
         mean: dict[str, float] = {}
         for step in range(first_step, config.steps):
-            batch = coming.result()
-            coming = loader.submit(draw_batch, scenes, frames, config, step + 1)                  # the disk works meanwhile
-            batch = Batch(*(x.to(device) for x in batch))
+            batches, *extra = coming.result()
+            batches = [Batch(*(x.to(device) for x in batch)) for batch in batches]
+            coming = loader.submit(draw_batches, scenes, frames, config, step + 1)                # the disk works meanwhile
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
-            loss, parts = training_step(model, batch, config, generator_of(config.seed + 1, step))
+            loss, parts = training_step(model, batches, *(x.to(device) for x in extra), generator_of(config.seed + 1, step))
             if not torch.isfinite(loss):
                 kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
                 raise data.DataError(f"step {step}: the loss is {loss.item()} ({', '.join(f'{k} {v.item():.4g}' for k, v in parts.items())}); "
@@ -337,7 +364,7 @@ def check(config: Config) -> None:
     for name in ("height", "width"):
         if getattr(config, name) < 32:
             raise data.DataError(f"--{name} {getattr(config, name)}: the encoder needs at least 32 pixels")
-    for name in ("views", "rays", "coarse", "fine", "steps", "every", "save_every", "chunk", "pool"):
+    for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "chunk", "pool"):
         if getattr(config, name) < 1:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     if not 0 < config.near < config.far:
@@ -345,9 +372,21 @@ def check(config: Config) -> None:
     if not 0 < config.tau <= 1:
         raise data.DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
     for name, allowed in (("cra", cra.MODES), ("density", ("relu", "softplus")), ("encoder_activation", ("none", "elu")),
-                          ("spacing", ("disparity", "linear", "mix")), ("device", ("auto", "cpu", "cuda"))):
+                          ("spacing", ("disparity", "linear", "mix")),
+                          ("position", ("index", "depth")), ("pooling", ("mean", "weighted")), ("device", ("auto", "cpu", "cuda"))):
         if getattr(config, name) not in allowed:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: one of {', '.join(allowed)}")
+
+
+def keep_freed_memory() -> None:
+    """glibc gives every large buffer back to the system and takes page faults for the next one; on a CPU that is a fifth of the
+    time (README, "Speed"). Tell it to keep them. Elsewhere than on glibc, nothing."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)                    # M_MMAP_MAX: no buffer of its own mapping
+        libc.mallopt(-1, 2 ** 31 - 1)          # M_TRIM_THRESHOLD: do not shrink the heap
+    except (OSError, AttributeError, TypeError):
+        pass
 
 
 def pick_device(name: str) -> torch.device:
@@ -370,15 +409,15 @@ def free_folder(wanted: str | None, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    parser.add_argument("--scene", default="scannet", help="rooms | scannet | PATH of a scene or of a folder of scenes")
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--scene", default="scannet", help="rooms | scannet | PATH of a scene or of a folder of scenes [scannet]")
     parser.add_argument("--data", default=None, help="folder that holds the scene folders [data/scannet, data/rooms]")
     parser.add_argument("--preset", choices=PRESETS, default=None, help="[paper with CUDA and real data, else laptop]")
-    parser.add_argument("--scenes", default=None, help="a,b,c: train on these scenes")
+    parser.add_argument("--scenes", default=None, help="a,b,c: train on these scenes [the training side of the split]")
     parser.add_argument("--split", default=None, help="file of lines 'train NAME', 'test NAME' [ROOT/split.txt if there]")
     parser.add_argument("--out", default=None, help="folder of the run [runs/...]")
-    parser.add_argument("--cache", default="cache", help="folder for decoded frames")
+    parser.add_argument("--cache", default="cache", help="folder for decoded frames [cache]")
     parser.add_argument("--resume", action="store_true", default=False, help="continue the run in --out from its last checkpoint")
     parser.add_argument("--finetune", default=None, metavar="CKPT", help="start from these weights, on the source and "
                         "fine-tuning views of --scenes; the 4 test views stay untouched")

@@ -48,7 +48,8 @@ def photograph(intrinsics, pose, height, width):
     wall = 2 * axis + (np.take_along_axis(direction, axis[None], 0)[0] > 0)
     waves = np.array([[7.0, 5, -4], [-4, 8, 5], [5, -3, 8]]) @ (origin + depth * direction)
     colour = (127.5 + 100 * np.sin(waves)).T.round().astype(np.uint8)
-    return colour.reshape(height, width, 3), depth.reshape(height, width), np.array(WALLS, np.uint16)[wall].reshape(height, width)
+    raw = np.array(WALLS, np.uint16)[wall]
+    return colour.reshape(height, width, 3), depth.reshape(height, width), raw.reshape(height, width)
 
 
 def write_matrix(path, matrix):

@@ -19,9 +19,9 @@ def test_every_row_of_table_8_has_its_channels_and_resolution(V, H, W):
     h, w = [H], [W]
     for _ in range(4):
         h, w = h + [half(h[-1])], w + [half(w[-1])]
-    rows = {"L1": (16, 1), "L2": (32, 2), "L3": (64, 3), "L4": (64, 3), "L5": (128, 4), "L6": (128, 4), "L7": (128, 4), "L8": (128, 4),
-            "L9": (128, 4), "L10": (128, 4), "L11": (64, 4), "L12": (64, 3), "L13": (128, 3), "L14": (64, 3), "L15": (32, 3),
-            "L16": (32, 2), "L17": (64, 2), "L18": (32, 2), "L19": (32, 2)}                    # channels, halvings
+    rows = {"L1": (16, 1), "L2": (32, 2), "L3": (64, 3), "L4": (64, 3), "L5": (128, 4), "L6": (128, 4), "L7": (128, 4),
+            "L8": (128, 4), "L9": (128, 4), "L10": (128, 4), "L11": (64, 4), "L12": (64, 3), "L13": (128, 3), "L14": (64, 3),
+            "L15": (32, 3), "L16": (32, 2), "L17": (64, 2), "L18": (32, 2), "L19": (32, 2)}    # channels, halvings
     expected = {row: (V, C, h[level], w[level]) for row, (C, level) in rows.items()}
     model = encoder.Encoder()
     images = torch.rand(V, 3, H, W)
@@ -37,6 +37,8 @@ def test_the_listed_convolutions_hold_2026288_weights():
     counts = encoder.parameter_counts(model)
     assert counts["listed"] == by_hand == 2_026_288
     assert counts["shortcut"] == 16 * 32 + 32 * 64 + 64 * 128
+    outputs = 16 + 2 * (32 + 64 + 64 + 6 * 128) + 64 + 64 + 32 + 32 + 32 + (32 + 64 + 128)     # layers, blocks, shortcuts
+    assert counts["norm"] == 2 * outputs                                               # and no bias
     assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
 
 
@@ -57,7 +59,7 @@ def test_upsampled_pixel_i_reads_position_i_over_2(height, width):
     assert up.shape == (2, 3, height, width)
     for i in range(height):
         for j in range(width):
-            above, left = i // 2, j // 2                                               # i / 2 is this row or half-way to the next
+            above, left = i // 2, j // 2                                               # i / 2: this row or half-way to the next
             below = min((i + 1) // 2, x.shape[2] - 1)
             right = min((j + 1) // 2, x.shape[3] - 1)
             mean = sum(x[:, :, a, b] for a in (above, below) for b in (left, right)) / 4

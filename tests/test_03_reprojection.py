@@ -13,7 +13,7 @@ R, S, V, H, W = 2, 5, 3, 24, 32
 def scene(seed=0):
     """Float64 points (R, S, 3) in front of V cameras that look along z, with features, images, K, c2w."""
     g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.rand(*shape, generator=g, dtype=torch.float64)                            # noqa: E731
+    rand = lambda *shape: torch.rand(*shape, generator=g, dtype=torch.float64)
     c2w = torch.eye(4, dtype=torch.float64).repeat(V, 1, 1)
     c2w[:, :3, 3] = rand(V, 3) - 0.5
     K = torch.tensor([[30.0, 0, 15], [0, 28, 12], [0, 0, 1]], dtype=torch.float64).repeat(V, 1, 1)
@@ -56,7 +56,8 @@ def test_the_lookup_equals_a_bilinear_loop_and_holds_the_border():
     found = reprojection.lookup(maps, pixels, 4)
     assert found.shape == (R, S, V, 4)
     for r, s, v in product(range(R), range(S), range(V)):
-        torch.testing.assert_close(found[r, s, v], bilinear(maps[v], float(pixels[r, s, v, 0]) / 4, float(pixels[r, s, v, 1]) / 4))
+        x, y = (pixels[r, s, v] / 4).tolist()
+        torch.testing.assert_close(found[r, s, v], bilinear(maps[v], x, y))
 
 
 def test_context_equals_a_loop_over_rays_samples_and_views():
@@ -66,7 +67,7 @@ def test_context_equals_a_loop_over_rays_samples_and_views():
     context = module(points, ORIGIN, features, images, K, c2w)
     first, second = module.L21[0], module.L21[2]
     assert (first.in_features, first.out_features, second.out_features) == (4, 16, 32)                    # Table 8, L21
-    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)                                                    # noqa: E731
+    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)
     for r, s, v in product(range(R), range(S), range(V)):
         x, y, z = c2w[v, :3, :3].T @ (points[r, s] - c2w[v, :3, 3])
         u, t = K[v, 0, 0] * x / z + K[v, 0, 2], K[v, 1, 1] * y / z + K[v, 1, 2]
@@ -74,8 +75,8 @@ def test_context_equals_a_loop_over_rays_samples_and_views():
         a, b = points[r, s] - c2w[v, :3, 3], points[r, s] - ORIGIN
         a, b = a / a.square().sum().sqrt(), b / b.square().sum().sqrt()
         difference = torch.stack([*(a - b), a[0] * b[0] + a[1] * b[1] + a[2] * b[2]])
-        M = bilinear(features[v], float(u) / 4, float(t) / 4) + elu(second.weight @ elu(first.weight @ difference + first.bias)
-                                                                    + second.bias)
+        hidden = elu(first.weight @ difference + first.bias)
+        M = bilinear(features[v], float(u) / 4, float(t) / 4) + elu(second.weight @ hidden + second.bias)
         assert bool(context.mask[r, s, v]) == inside
         torch.testing.assert_close(context.differences[r, s, v], difference)
         torch.testing.assert_close(context.M[r, s, v], M * inside)
@@ -86,7 +87,7 @@ def test_context_equals_a_loop_over_rays_samples_and_views():
 def test_points_behind_a_camera_are_invalid_even_where_they_project_into_the_image():
     _, features, images, K, c2w = scene()
     ahead = torch.tensor([0.2, 0.1, 2.0], dtype=torch.float64)
-    points = torch.stack([c2w[:, :3, 3] + ahead, c2w[:, :3, 3] - ahead])               # (2, V, 3): the mirrored point, same pixel
+    points = torch.stack([c2w[:, :3, 3] + ahead, c2w[:, :3, 3] - ahead])               # (2, V, 3): mirrored points, one pixel
     context = reproject(points, features, images, K, c2w)
     for v in range(V):
         assert context.mask[0, v, v] and not context.mask[1, v, v]
@@ -120,7 +121,8 @@ def test_direction_differences_of_a_right_angle_by_hand():
     point = torch.tensor([[[1.0, 0.0, 2.0]]])
     query, sources = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[-3.0, 0.0, 2.0], [1.0, 0.0, -5.0]])
     found = reprojection.direction_differences(point, query, sources)
-    torch.testing.assert_close(found[0, 0], torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]]))     # +x against +z; the same direction
+    expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])                           # +x against +z; the same direction
+    torch.testing.assert_close(found[0, 0], expected)
 
 
 def test_all_views_at_once_equal_one_view_at_a_time():

@@ -148,6 +148,28 @@ def test_the_position_embedding_is_the_sinusoid_of_the_sample_index():
         assert table[s, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
 
 
+def test_positions_need_not_be_whole_nor_the_same_for_every_ray():
+    index = 5 * torch.rand(R, S, dtype=torch.float64)
+    table = cra.sample_positions(index, 10)
+    for r, s, i in product(range(R), range(S), range(5)):
+        angle = float(index[r, s]) / 10000 ** (2 * i / 10)
+        assert table[r, s, 2 * i:2 * i + 2].tolist() == pytest.approx([math.sin(angle), math.cos(angle)], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_given_positions_replace_the_sample_index(mode):
+    M, mask, attend, order = normal(R, S, V, C), some(R, S, V), module(mode), [3, 1, 4, 0, 2]
+    index = torch.arange(S).double().expand(R, S)
+    out = attend(M, mask)
+    torch.testing.assert_close(attend(M, mask, index), out, rtol=1e-5, atol=1e-5)
+    shuffled = attend(M[:, order], mask[:, order], index[:, order])                    # a sample takes its position along
+    valid = mask[:, order]
+    torch.testing.assert_close(shuffled[valid], out[:, order][valid], rtol=1e-5, atol=1e-5)
+    shifted = attend(M, mask, index + torch.tensor([[0.0], [7.5]]))                    # the second ray's only
+    torch.testing.assert_close(shifted[0], out[0], rtol=1e-5, atol=1e-5)
+    assert ((shifted[1] - out[1]).abs().max() > 1e-2) == (mode in ("intra", "full", "dense"))
+
+
 @pytest.mark.parametrize("mode, notices", [("intra", True), ("full", True), ("dense", True), ("cross", False)])
 def test_the_order_of_samples_matters_wherever_attention_runs_along_the_ray(mode, notices):
     M, mask, order = normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool), [3, 1, 4, 0, 2]
@@ -258,4 +280,4 @@ def test_every_weight_gets_a_gradient(mode):
     attend = module(mode)
     (attend(normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool)) * normal(R, S, V, C, seed=7)).sum().backward()
     dead = [name for name, p in attend.named_parameters() if p.grad.abs().max() < 1e-10]
-    assert all(name.endswith("key.bias") for name in dead)         # that one adds the same to all scores of a query: softmax is blind
+    assert all(name.endswith("key.bias") for name in dead)         # it adds the same to all scores of a query: softmax is blind

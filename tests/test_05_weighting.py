@@ -25,17 +25,18 @@ def by_bisection(scores, tau):
     """Projection of scores (m,) onto C(tau): the multiplier of the sum, found by halving 200 times, in plain Python."""
     m = len(scores)
     low, high = tau / m, 1 / (tau * m)
-    clamped = lambda shift: [min(max(x - shift, low), high) for x in scores]                              # noqa: E731
+    clamped = lambda shift: [min(max(x - shift, low), high) for x in scores]
     a, b = min(scores) - high - 1, max(scores) - low + 1
     for _ in range(200):
         a, b = ((a + b) / 2, b) if sum(clamped((a + b) / 2)) > 1 else (a, (a + b) / 2)
     return torch.tensor(clamped((a + b) / 2), dtype=torch.float64)
 
 
-# scores of every kind, (kinds, V): plain, already a distribution, ties, all the same, all at 0, one against the rest, large, negative
-SCORES = torch.stack([uniform(V), uniform(V, seed=1) / uniform(V, seed=1).sum(), torch.tensor([.2, .5, .2, .5, .2, .5]).double(),
-                      torch.full((V,), 1 / 3).double(), torch.zeros(V).double(), torch.tensor([0., 1, 0, 0, 0, 0]).double(),
-                      1e4 * uniform(V, seed=2), -3 * uniform(V, seed=3)])
+# scores of every kind: plain, a distribution, ties, all the same, all 0, one against the rest, large, negative (kinds, V)
+SCORES = torch.stack([
+    uniform(V), uniform(V, seed=1) / uniform(V, seed=1).sum(), torch.tensor([2.0, 5, 2, 5, 2, 5]).double() / 10,
+    torch.ones(V).double() / 3, torch.zeros(V).double(), torch.tensor([0.0, 1, 0, 0, 0, 0]).double(),
+    1e4 * uniform(V, seed=2), -3 * uniform(V, seed=3)])
 
 
 @pytest.mark.parametrize("tau", TAUS)
@@ -126,7 +127,7 @@ def test_no_valid_view_gives_zero_weights_and_a_finite_gradient():
     mask = torch.zeros(3, V, dtype=torch.bool)
     mask[1] = True
     w = weighting.view_weights(scores, mask, 0.7)
-    assert (w[[0, 2]] == 0).all() and w[1].sum() == pytest.approx(1)
+    assert (w[[0, 2]] == 0).all() and float(w[1].detach().sum()) == pytest.approx(1)
     w.square().sum().backward()
     assert torch.isfinite(scores.grad).all() and (scores.grad[[0, 2]] == 0).all()
 
@@ -137,7 +138,7 @@ def test_tau_outside_its_range_is_refused(tau):
         weighting.project_onto_C(uniform(2, V), torch.ones(2, V, dtype=torch.bool), tau)
 
 
-# ---------------------------------------------------------------------------------------------------- from scores to the semantic ray
+# ---------------------------------------------------------------------------------------------------- scores to semantic ray
 
 def test_view_weights_project_the_scores_divided_by_their_valid_sum():
     scores, mask = uniform(R, S, V), uniform(R, S, V, seed=1) < 0.6
@@ -145,7 +146,8 @@ def test_view_weights_project_the_scores_divided_by_their_valid_sum():
     w = weighting.view_weights(scores, mask, 0.7)
     for r, s in product(range(R), range(S)):
         valid = scores[r, s, mask[r, s]]
-        torch.testing.assert_close(w[r, s, mask[r, s]], by_bisection((valid / sum(valid.tolist())).tolist(), 0.7), rtol=0, atol=1e-9)
+        expected = by_bisection((valid / sum(valid.tolist())).tolist(), 0.7)
+        torch.testing.assert_close(w[r, s, mask[r, s]], expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0])
@@ -187,17 +189,19 @@ def test_the_weight_network_is_table_10_with_37_inputs():
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(37, 16), (16, 8), (8, 1)]
     inputs = [x.clone().requires_grad_() for x in INPUTS]
     (net(*inputs, torch.ones(R, S, V, dtype=torch.bool)) * uniform(R, S, V)).sum().backward()
-    for x in inputs:                                                                   # context, directions, visibility: all count
+    for x in inputs:                                                                   # context, directions, visibility count
         assert (x.grad.flatten(0, 2).abs().sum(0) > 0).all()
-    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)                                                    # noqa: E731
+    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)
+    linear[2].weight.data *= 20                                                        # so that views differ and bounds bind
+    w = net(*INPUTS, torch.ones(R, S, V, dtype=torch.bool)).detach()
     for r, s in product(range(R), range(S)):
         scores = []
         for v in range(V):
             x = torch.cat([x[r, s, v] for x in INPUTS])
             x = elu(linear[1].weight @ elu(linear[0].weight @ x + linear[0].bias) + linear[1].bias)
-            scores.append(float(1 / (1 + torch.exp(-(linear[2].weight @ x + linear[2].bias)))))
+            scores.append((linear[2].weight @ x + linear[2].bias).sigmoid().item())
         expected = by_bisection([x / sum(scores) for x in scores], 0.7)                # the paper's tau by default: 0.7
-        torch.testing.assert_close(net(*INPUTS, torch.ones(R, S, V, dtype=torch.bool))[r, s], expected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(w[r, s], expected, rtol=0, atol=1e-9)
 
 
 def test_the_semantic_ray_is_the_weighted_sum_over_views():

@@ -163,21 +163,21 @@ def test_source_view_loss_reads_the_label_under_each_feature(scene):
         model.source_head.weight.zero_()
         model.source_head.bias.zero_()
         model.source_head.bias[9] = 50.0
-    sources = model.encode(scene.views([3]))
-    assert training.source_view_loss(model, sources, labels).item() < 1e-6
+    features = model.encode(scene.views([3])).features
+    assert training.source_view_loss(model, features, labels).item() < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------- training
 
 def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
     for step in range(20):
-        batch = training.draw_batch([scene], [list(range(len(scene)))], SMALL, step)
+        batch = training.draw_batches([scene], [list(range(len(scene)))], SMALL, step)[0][0]
         assert not any(torch.equal(batch.c2w, c2w) for c2w in batch.sources.c2w)
         index = [i for i in range(len(scene)) if torch.equal(scene.c2w[i], batch.c2w)][0]
         image = scene.views([index]).images[0]
         u, v = batch.pixels.long().unbind(-1)
         assert torch.equal(image[:, v, u].T, batch.colours)
-    again = training.draw_batch([scene], [list(range(len(scene)))], SMALL, 19)
+    again = training.draw_batches([scene], [list(range(len(scene)))], SMALL, 19)[0][0]
     assert torch.equal(again.pixels, batch.pixels) and torch.equal(again.c2w, batch.c2w)
 
 
@@ -191,7 +191,8 @@ def test_a_model_can_overfit_one_view(scene):
     for step in range(150):
         pick = torch.randint(len(grid), (config.rays,), generator=torch.Generator().manual_seed(step))
         batch = training.Batch(views, target.K, target.c2w, grid[pick], truth[pick], labels[pick])
-        loss, _ = training.training_step(model, batch, config, training.generator_of(0, step))
+        loss, _ = training.training_step(model, [batch], torch.empty(0, 3, 48, 64), torch.empty(0, 48, 64, dtype=torch.long),
+                                          training.generator_of(0, step))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

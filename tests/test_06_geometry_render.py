@@ -1,0 +1,323 @@
+"""06_geometry_render.py: density and colour from views, samples along rays, volume rendering: closed forms and loops."""
+import math
+from importlib import import_module
+from itertools import product
+
+import pytest
+import torch
+
+geometry = import_module("06_geometry_render")
+R, S, V, C = 2, 5, 3, 32
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------------------------------------- Table 11
+
+def inputs(views=V):
+    """M, colours, differences (float64) and a mask with one sample that no view sees and one that one view sees."""
+    mask = uniform(R, S, views, seed=3) < 0.7
+    mask[:, 0], mask[0, 1], mask[0, 2] = True, False, False
+    mask[0, 2, 1] = True
+    return normal(R, S, views, C), uniform(R, S, views, 3, seed=1), normal(R, S, views, 4, seed=2), mask
+
+
+def network(**settings):
+    torch.manual_seed(0)
+    return geometry.GeometryNetwork(**settings).double()
+
+
+def heard(net, name, f):
+    """Run f() and return what went into and came out of net.<name>."""
+    heard = []
+    hook = getattr(net, name).register_forward_hook(lambda module, x, y: heard.append((x[0], y)))
+    f()
+    hook.remove()
+    return heard[0]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted"])
+def test_the_cross_view_mean_and_variance_run_over_the_valid_views_only(pooling):
+    net, (M, colours, differences, mask) = network(pooling=pooling), inputs()
+    pooled, _ = heard(net, "L8", lambda: net(M, colours, differences, mask))
+    assert pooled.shape == (R, S, 64)                                                  # Table 11, L7
+    for r, s in product(range(R), range(S)):
+        valid = [(net.L1(M[r, s, v]), float(torch.sigmoid(net.L2(M[r, s, v])).detach())) for v in range(V) if mask[r, s, v]]
+        if pooling == "mean":                                                          # Table 11: of the scaled features
+            valid = [(x * visible, 1.0) for x, visible in valid]
+        total = sum(visible for _, visible in valid) or 1.0                            # no valid view: zeros
+        mean = sum((x * visible for x, visible in valid), torch.zeros(32).double()) / total
+        variance = sum(((x - mean) ** 2 * visible for x, visible in valid), torch.zeros(32).double()) / total
+        torch.testing.assert_close(pooled[r, s], torch.cat([mean, variance]))
+
+
+def test_the_layers_have_the_sizes_of_table_11():
+    net = network()
+    def linear(module):
+        return [(x.in_features, x.out_features) for x in module.modules() if isinstance(x, torch.nn.Linear)]
+    assert linear(net.L1) == [(32, 32)] and linear(net.L2) == [(32, 1)] and linear(net.L8) == [(64, 32), (32, 16)]
+    assert linear(net.L9) == [(16, 16)] * 4 and net.L9.heads == 4
+    assert linear(net.L10) == [(16, 16)] and linear(net.L11) == [(16, 1)]
+
+
+@pytest.mark.parametrize("density", ["softplus", "relu"])
+def test_sigma_is_the_activated_density_where_some_view_is_valid_and_zero_elsewhere(density):
+    net, (M, colours, differences, mask) = network(density=density), inputs()
+    _, raw = heard(net, "L11", lambda: net(M, colours, differences, mask))
+    net.L11.bias.data -= raw.mean()                                                    # both signs, so that relu cuts
+    raw, sigma = raw[..., 0] - raw.mean(), net(M, colours, differences, mask).sigma
+    assert (raw < 0).any() and (raw > 0).any()
+    expected = raw.clamp(min=0) if density == "relu" else torch.log(1 + torch.exp(raw))
+    torch.testing.assert_close(sigma, expected * mask.any(-1))
+    assert sigma[0, 1] == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"fused": False}, {"pooling": "weighted"}, {"density": "relu"}])
+def test_masking_a_view_equals_removing_it(settings):
+    net, (M, colours, differences, mask) = network(**settings), inputs()
+    net.L11.bias.data += 1                                                             # relu: something to compare
+    mask[..., 1], rest = False, [0, 2]
+    masked = net(M, colours, differences, mask)
+    removed = net(M[:, :, rest], colours[:, :, rest], differences[:, :, rest], mask[:, :, rest])
+    seen = mask.any(-1)
+    torch.testing.assert_close(masked.sigma, removed.sigma)
+    torch.testing.assert_close(masked.colour[seen], removed.colour[seen])
+    torch.testing.assert_close(masked.visibility[:, :, rest], removed.visibility)
+
+
+def test_what_a_masked_view_holds_is_never_read():
+    net, (M, colours, differences, mask) = network(), inputs()
+    garbage = [torch.where(mask[..., None], x, torch.full_like(x, 50.0)) for x in (M, colours, differences)]
+    a, b, seen = net(M, colours, differences, mask), net(*garbage, mask), mask.any(-1)
+    torch.testing.assert_close(a.sigma, b.sigma)
+    torch.testing.assert_close(a.colour[seen], b.colour[seen])
+
+
+def test_permuting_views_changes_neither_sigma_nor_colour():
+    net, (*x, mask), order = network(), inputs(), [2, 0, 1]
+    a, b = net(*x, mask), net(*(y[:, :, order] for y in x), mask[:, :, order])
+    torch.testing.assert_close(a.sigma, b.sigma)
+    torch.testing.assert_close(a.colour, b.colour)
+    torch.testing.assert_close(a.visibility[:, :, order], b.visibility)
+    assert a.sigma.std() > 1e-3 and a.colour.std() > 1e-3
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted"])
+def test_no_valid_view_anywhere_gives_finite_output_zero_density_and_finite_gradients(pooling):
+    net, (M, colours, differences, mask) = network(pooling=pooling), inputs()
+    out = net(M.requires_grad_(), colours, differences, torch.zeros_like(mask))
+    assert (out.sigma == 0).all() and torch.isfinite(out.colour).all() and torch.isfinite(out.visibility).all()
+    (out.sigma.sum() + out.colour.square().sum()).backward()
+    assert torch.isfinite(M.grad).all() and all(p.grad is None or torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted"])
+def test_one_valid_view_has_variance_zero_its_own_colour_and_a_finite_gradient(pooling):
+    net, (M, colours, differences, mask) = network(pooling=pooling), inputs()
+    one = torch.zeros_like(mask)
+    one[..., 1] = True
+    out = net(M.requires_grad_(), colours, differences, one)
+    pooled, _ = heard(net, "L8", lambda: net(M, colours, differences, one))
+    assert (pooled[..., 32:] == 0).all() and (pooled[..., :32] != 0).any()
+    torch.testing.assert_close(out.colour, colours[:, :, 1])
+    (out.sigma.sum() + out.colour.square().sum()).backward()
+    assert torch.isfinite(M.grad).all() and (M.grad[:, :, 1] != 0).any() and (M.grad[:, :, [0, 2]] == 0).all()
+
+
+def test_colour_is_a_convex_combination_of_the_valid_source_colours():
+    net, (M, _, differences, mask) = network(), inputs()
+    primaries = torch.eye(3).double().expand(R, S, V, 3)                               # view v shows colour v: its weight
+    blend = net(M, primaries, differences, mask).colour
+    torch.testing.assert_close(blend.sum(-1), torch.ones(R, S).double())
+    seen = mask.any(-1)
+    assert (blend[seen][~mask[seen]] == 0).all() and (blend[mask] > 0).all()
+    assert blend[mask.all(-1)].std() > 1e-3                                            # the views are not just averaged
+    colours = uniform(R, S, V, 3, seed=8)
+    torch.testing.assert_close(net(M, colours, differences, mask).colour, (blend[..., None] * colours).sum(2))
+
+
+def test_the_samples_of_a_ray_read_each_other_and_their_order_but_rays_do_not():
+    net, (M, colours, differences, _) = network(), inputs()
+    mask = torch.ones(R, S, V, dtype=torch.bool)
+    sigma = net(M.requires_grad_(), colours, differences, mask).sigma
+    for r, s in product(range(R), range(S)):
+        gradient, = torch.autograd.grad(sigma[r, s], M, retain_graph=True)
+        touched = gradient.abs().sum((-1, -2)) > 0                                     # (R, S)
+        assert touched[r].all() and not touched[1 - r].any()
+    order = [4, 2, 0, 1, 3]
+    shuffled = net(M[:, order], colours[:, order], differences[:, order], mask).sigma
+    assert (shuffled - sigma[:, order]).abs().max() > 1e-4                             # the sample position is added
+    index = torch.tensor(order).expand(R, S)
+    shuffled = net(M[:, order], colours[:, order], differences[:, order], mask, index).sigma
+    torch.testing.assert_close(shuffled, sigma[:, order], rtol=1e-5, atol=1e-5)        # and can be given
+
+
+def test_a_sample_that_no_view_sees_is_not_read_by_the_others():
+    net, (M, colours, differences, mask) = network(), inputs()
+    mask[:], rest = True, [0, 2, 3, 4]
+    mask[:, 1] = False
+    index = torch.arange(S).double().expand(R, S)
+    with_it = net(M, colours, differences, mask, index).sigma[:, rest]
+    without = net(M[:, rest], colours[:, rest], differences[:, rest], mask[:, rest], index[:, rest]).sigma
+    torch.testing.assert_close(with_it, without)
+
+
+def test_every_weight_of_the_geometry_network_gets_a_gradient():
+    net, x = network(), inputs()
+    out = net(*x)
+    ((out.sigma * normal(R, S)).sum() + (out.colour * normal(R, S, 3)).sum()).backward()
+    dead = [name for name, p in net.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
+    assert all(name.endswith(("key.bias", "blend.4.bias")) for name in dead)           # a softmax cannot see a common constant
+
+
+# ---------------------------------------------------------------------------------------------------- samples along a ray
+
+@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
+def test_bins_run_from_near_to_far_and_are_spaced_as_named(spacing):
+    near, far, n = 0.4, 8.0, 12
+    edges = geometry.spaced_depths(near, far, n, spacing).double()
+    assert len(edges) == n + 1 and (edges.diff() > 0).all()
+    assert edges[0] == pytest.approx(near) and edges[-1] == pytest.approx(far)
+    for i, edge in enumerate(edges):
+        disparity, linear = 1 / (1 / near + i / n * (1 / far - 1 / near)), near + i / n * (far - near)
+        expected = {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
+        assert edge == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(KeyError, match="cubic"):
+        geometry.spaced_depths(0.4, 8, 4, "cubic")
+
+
+@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
+def test_coarse_samples_lie_one_in_each_bin_and_in_its_middle_without_a_generator(spacing):
+    edges = geometry.spaced_depths(0.4, 8.0, 12, spacing)
+    middles = geometry.coarse_samples(0.4, 8.0, 3, 12, spacing, None)
+    torch.testing.assert_close(middles, ((edges[1:] + edges[:-1]) / 2).expand(3, 12))
+    z = geometry.coarse_samples(0.4, 8.0, 500, 12, spacing, torch.Generator().manual_seed(0))
+    assert z.shape == (500, 12) and (z >= edges[:-1]).all() and (z <= edges[1:]).all()
+    where = (z - edges[:-1]) / edges.diff()                                            # uniform: mean 1/2, variance 1/12
+    assert (where.mean(0) - 0.5).abs().max() < 0.06 and (where.var(0) - 1 / 12).abs().max() < 0.02
+    assert abs(torch.corrcoef(where.T)[0, 1]) < 0.2                                    # every sample has its own jitter
+    again = geometry.coarse_samples(0.4, 8.0, 500, 12, spacing, torch.Generator().manual_seed(0))
+    assert torch.equal(z, again)
+
+
+Z = torch.tensor([[0.5, 0.8, 1.0, 1.7, 3.0, 6.0]], dtype=torch.float64)               # six coarse samples of one ray
+BINS = torch.tensor([0.5, 0.65, 0.9, 1.35, 2.35, 4.5, 6.0], dtype=torch.float64)      # a bin around each
+WEIGHTS = torch.tensor([[0.05, 0.0, 0.3, 0.4, 0.0, 0.1]], dtype=torch.float64)
+
+
+def test_fine_samples_follow_the_histogram_of_the_weights():
+    rays, count = 5000, 7
+    fine = geometry.fine_samples(Z.expand(rays, 6), WEIGHTS.expand(rays, 6), count, torch.Generator().manual_seed(0))
+    p = (WEIGHTS[0] + 1e-3 / 6) / (WEIGHTS[0] + 1e-3 / 6).sum()
+    drawn = torch.histogram(fine.flatten(), bins=BINS).hist
+    expected = rays * count * p
+    assert drawn.sum() == rays * count
+    assert ((drawn - expected) ** 2 / expected).sum() < 20.5                           # chi-square, 5 degrees of freedom: 0.1%
+    for low, high, n in zip(BINS, BINS[1:], drawn):                                    # flat within a bin
+        if n > 500:
+            inside = (fine[(fine >= low) & (fine < high)] - low) / (high - low)
+            assert abs(inside.mean() - 0.5) < 4 / math.sqrt(12 * n)
+
+
+def test_fine_samples_without_a_generator_are_the_middles_of_even_strata():
+    weights = torch.cat([WEIGHTS, torch.tensor([[0.0, 0, 0, 0, 0, 0.9]]).double()])
+    fine = geometry.fine_samples(Z.expand(2, 6), weights, 9, None)
+    for r, i in product(range(2), range(9)):
+        p = [(w + 1e-3 / 6) / (float(weights[r].sum()) + 1e-3) for w in weights[r].tolist()]
+        rest, bin = (i + 0.5) / 9, 0                                                   # walk up the distribution
+        while rest > p[bin]:
+            rest, bin = rest - p[bin], bin + 1
+        assert float(fine[r, i]) == pytest.approx(float(BINS[bin] + rest / p[bin] * (BINS[bin + 1] - BINS[bin])))
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, torch.zeros(1, 6).double(), torch.eye(6).double(), 1e-12 * WEIGHTS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fine_samples_increase_and_stay_between_the_first_and_the_last(weights, dtype):
+    rays = len(weights)
+    for generator in (None, torch.Generator().manual_seed(0)):
+        fine = geometry.fine_samples(Z.to(dtype).expand(rays, 6), weights.to(dtype), 64, generator)
+        assert fine.shape == (rays, 64) and fine.dtype == dtype
+        assert (fine.diff(dim=1) >= 0).all() and (fine >= 0.5).all() and (fine <= 6).all()
+
+
+def test_a_ray_that_meets_nothing_is_sampled_evenly_over_its_bins():
+    fine = geometry.fine_samples(Z, torch.zeros(1, 6).double(), 600, None)
+    assert torch.histogram(fine[0], bins=BINS).hist.tolist() == [100] * 6
+
+
+def test_fine_samples_carry_no_gradient():
+    weights = WEIGHTS.clone().requires_grad_()
+    assert not geometry.fine_samples(Z.clone().requires_grad_(), weights, 4, None).requires_grad
+
+
+# ---------------------------------------------------------------------------------------------------- volume rendering
+
+def test_delta_is_in_metres_along_the_ray_and_the_last_one_reaches_far():
+    z, length = torch.tensor([[1.0, 1.5, 3.0], [2.0, 2.5, 7.0]]).double(), torch.tensor([1.0, 1.25]).double()
+    delta = geometry.sample_lengths(z, 4.0, length)
+    torch.testing.assert_close(delta, torch.tensor([[0.5, 1.5, 1.0], [0.625, 5.625, 0.00125]]).double())
+    origin, direction = normal(3), torch.tensor([0.6, 0.45, 1.0]).double()             # length 1.25, one metre of it along z
+    points = origin + z[1, :, None] * direction
+    torch.testing.assert_close(delta[1, :2], (points[1:] - points[:-1]).norm(dim=-1))
+
+
+def test_constant_density_matches_the_closed_form():
+    sigma, near, far, n = 0.7, 0.5, 3.5, 6
+    z = torch.linspace(near, far, n + 1, dtype=torch.float64)[None, :-1]
+    delta = geometry.sample_lengths(z, far, torch.ones(1).double())
+    weights = geometry.rendering_weights(torch.full((1, n), sigma, dtype=torch.float64), delta)
+    for s in range(n):                                                                 # what its two ends let through
+        expected = math.exp(-sigma * 0.5 * s) - math.exp(-sigma * 0.5 * (s + 1))
+        assert float(weights[0, s]) == pytest.approx(expected, abs=1e-12)
+    assert float(weights.sum()) == pytest.approx(1 - math.exp(-sigma * (far - near)), abs=1e-12)
+
+
+@pytest.mark.parametrize("with_delta", [True, False])
+def test_rendering_weights_equal_a_loop_of_alpha_compositing(with_delta):
+    sigma, delta = 3 * uniform(R, S), uniform(R, S, seed=1) if with_delta else None
+    weights = geometry.rendering_weights(sigma, delta)
+    for r in range(R):
+        light = 1.0
+        for s in range(S):
+            alpha = 1 - math.exp(-float(sigma[r, s]) * (float(delta[r, s]) if with_delta else 1))
+            assert float(weights[r, s]) == pytest.approx(light * alpha, abs=1e-12)
+            light *= 1 - alpha
+    assert (weights >= 0).all() and (weights.sum(-1) <= 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_opaque_sample_renders_exactly_itself(dtype):
+    sigma, values, delta = torch.zeros(1, S, dtype=dtype), uniform(1, S, 4).to(dtype), uniform(1, S, seed=1).to(dtype) + 0.1
+    sigma[0, 2], sigma[0, 4] = 1e10, 5.0                                               # nothing before it, something behind it
+    weights = geometry.rendering_weights(sigma, delta)
+    assert weights[0].tolist() == [0, 0, 1, 0, 0]
+    assert torch.equal(geometry.render(weights, values)[0], values[0, 2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 1e-20, 1e10])
+def test_weights_and_gradients_are_finite_at_the_extremes(dtype, value):
+    for delta in (None, torch.full((1, S), 0.1, dtype=dtype)):
+        sigma = torch.full((1, S), value, dtype=dtype, requires_grad=True)
+        weights = geometry.rendering_weights(sigma, delta)
+        (weights * torch.arange(1, S + 1)).sum().backward()
+        assert torch.isfinite(weights).all() and torch.isfinite(sigma.grad).all()
+        assert (weights >= 0).all() and float(weights.detach().sum()) <= 1 + 1e-6
+        assert (weights == (torch.tensor([1.0, 0, 0, 0, 0]) if value == 1e10 else torch.zeros(S))).all() or value == 1e-20
+
+
+def test_rendering_is_the_weighted_sum_of_the_samples():
+    weights, values = uniform(R, S), normal(R, S, 4)
+    pixel = geometry.render(weights, values)
+    assert pixel.shape == (R, 4)
+    for r, k in product(range(R), range(4)):
+        assert float(pixel[r, k]) == pytest.approx(sum(float(weights[r, s] * values[r, s, k]) for s in range(S)))
