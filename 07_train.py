@@ -61,8 +61,8 @@ class Config:
     pool: int = setting(12, "sources are sampled from this many nearest views")
     angle_weight: float = setting(1.0, "metres that a radian between viewing directions counts in 'nearest'")
     every: int = setting(1, "take every n-th frame of a scan")
-    targets: int = setting(1, "target views a step, each of a scene of its own with its own sources; they share the rays")
-    rays: int = setting(1024, "R, rays a step")
+    targets: int = setting(1, "target views a step, each of a scene of its own with its own sources")
+    rays: int = setting(1024, "R, rays a step, shared among its targets")
     coarse: int = setting(64, "S, coarse samples a ray")
     fine: int = setting(64, "fine samples a ray")
     union: bool = setting(False, "the fine level sees coarse and fine samples together (NeRF) instead of the fine ones alone")
@@ -80,7 +80,7 @@ class Config:
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' own labels (not in the paper)")
-    extra_views: int = setting(0, "further views a step, each of another scene, for the source-view loss alone")
+    extra_views: int = setting(0, "further views for each target, each of another scene, for the source-view loss alone")
     steps: int = setting(260_000, "training steps (section 1)")
     lr: float = setting(1e-3, "Adam's first learning rate")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
@@ -91,11 +91,12 @@ class Config:
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
     device: str = setting("auto", "auto | cpu | cuda")
+    workers: int = setting(0, "threads of one core each that share a step's targets or an image's chunks [0: all on a CPU]")
 
 
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
     "paper": {},
-    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2500, source_loss=1.0,
+    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2200, source_loss=5.0,
                    lr=3e-3, encoder_activation="elu", save_every=500, chunk=128, train_rooms=150, test_rooms=12),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
@@ -183,11 +184,15 @@ class SRay(nn.Module):
                 z = torch.cat([z, extra], dim=1).sort(dim=1).values if c.union else extra
         return result
 
-    @torch.no_grad()
-    def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int) -> dict[str, Tensor]:
-        """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W)."""
-        pixels = data.pixel_grid(height, width).to(K.device)
-        parts = [self(sources, part, K, c2w, coarse_semantics=False)["fine"] for part in pixels.split(self.config.chunk)]
+    def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int,
+                     pool: ThreadPoolExecutor | None = None) -> dict[str, Tensor]:
+        """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
+        (core_pool) renders the chunks on several cores."""
+        def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():                                             # grad mode belongs to a thread
+                return self(sources, pixels, K, c2w, coarse_semantics=False)["fine"]
+        chunks = data.pixel_grid(height, width).to(K.device).split(self.config.chunk)
+        parts = list((pool.map if pool else map)(render_chunk, chunks))
         return {key: torch.cat([p[key] for p in parts]).view(height, width, *parts[0][key].shape[1:])
                 for key in ("colour", "logits", "depth")}
 
@@ -241,13 +246,16 @@ def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
 # ---------------------------------------------------------------------------------------------------- training
 
 class Batch(NamedTuple):
-    """One step: source Views (V), target camera K (3, 3) and c2w (4, 4), pixels (R, 2), colours (R, 3), labels (R,)."""
+    """One target: source Views (V), its camera K (3, 3), c2w (4, 4), pixels (R, 2), colours (R, 3), labels (R,); and further
+    images (E, 3, H, W) with labels (E, H, W) for the source-view loss."""
     sources: "data.Views"
     K: Tensor
     c2w: Tensor
     pixels: Tensor
     colours: Tensor
     labels: Tensor
+    extra_images: Tensor
+    extra_labels: Tensor
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -255,28 +263,27 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def draw_batches(scenes: list, frames: list, config: Config, step: int) -> tuple[list[Batch], Tensor, Tensor]:
-    """`targets` times: a random scene, a target view and sources of it, and rays / targets random pixels of the target; and
-    images (extra_views, 3, H, W) and labels (extra_views, H, W) of further scenes. frames[i]: what may be drawn from scene i.
-    No scene twice, while there are enough."""
+def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch]:
+    """The `targets` batches of a step, each of a random scene: a target view, sources, random pixels, and extra views of other
+    scenes. frames[i]: what may be drawn from scene i. No scene twice, while there are enough."""
     generator = generator_of(config.seed, step)
-    order = torch.randperm(len(scenes), generator=generator).tolist()
-    order = order * (config.targets + config.extra_views)
-    batches, extra = [], []
-    for pick in order[:config.targets]:
-        target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick],
-                                             config.angle_weight)
+    count = config.targets * (1 + config.extra_views)
+    order = (torch.randperm(len(scenes), generator=generator).tolist() * count)[:count]
+    batches = []
+    for b in range(config.targets):
+        pick, *others = order[b::config.targets]
+        target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick], config.angle_weight)
         views = scenes[pick].views([*sources, target])
         flat = torch.randint(config.height * config.width, (max(1, config.rays // config.targets),), generator=generator)
         pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                 # (R, 2)
-        batches.append(Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(),
-                             views.images[-1].flatten(1)[:, flat].T, views.labels[-1].flatten()[flat]))
-    for pick in order[config.targets:config.targets + config.extra_views]:
-        index = frames[pick][int(torch.randint(len(frames[pick]), (), generator=generator))]
-        extra.append(scenes[pick].views([index]))
-    images = torch.cat([v.images for v in extra]) if extra else torch.empty(0, 3, config.height, config.width)
-    labels = torch.cat([v.labels for v in extra]) if extra else torch.empty(0, config.height, config.width, dtype=torch.long)
-    return batches, images, labels
+        images, labels = views.images[:0], views.labels[:0]                   # (0, 3, H, W), (0, H, W)
+        for other in others:
+            index = frames[other][int(torch.randint(len(frames[other]), (), generator=generator))]
+            extra = scenes[other].views([index])
+            images, labels = torch.cat([images, extra.images]), torch.cat([labels, extra.labels])
+        batches.append(Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(), views.images[-1].flatten(1)[:, flat].T,
+                             views.labels[-1].flatten()[flat], images, labels))
+    return batches
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -286,20 +293,38 @@ def learning_rate(config: Config, step: int) -> float:
     return (config.lr_final + (config.lr - config.lr_final) * cosine) * min(1.0, (step + 1) / warm)
 
 
-def training_step(model: SRay, batches: list[Batch], extra_images: Tensor, extra_labels: Tensor,
-                  generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total loss (eq. 2, and the source-view loss), a mean over the batches, and its parts."""
-    config, B, V = model.config, len(batches), len(batches[0].sources.K)
-    features = model.encoder(torch.cat([batch.sources.images for batch in batches] + [extra_images]))    # (B*V + extra, C, h, w)
-    semantic = photometric = source = torch.zeros((), device=features.device)
-    for batch, encoded in zip(batches, features.split(V)):
-        sources = Sources(encoded, batch.sources.images, batch.sources.K, batch.sources.c2w)
-        sem, photo = losses(model(sources, batch.pixels, batch.K, batch.c2w, generator), batch.colours, batch.labels)
-        semantic, photometric = semantic + sem / B, photometric + photo / B
+def batch_loss(model: SRay, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss of one batch (eq. 2, and the source-view loss) and its parts."""
+    config, V = model.config, len(batch.sources.K)
+    features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))              # (V + E, C, h, w)
+    sources = Sources(features[:V], batch.sources.images, batch.sources.K, batch.sources.c2w)
+    semantic, photometric = losses(model(sources, batch.pixels, batch.K, batch.c2w, generator), batch.colours, batch.labels)
+    loss, parts = config.lambda1 * semantic + config.lambda2 * photometric, {"semantic": semantic, "photometric": photometric}
     if config.source_loss:
-        source = source_view_loss(model, features, torch.cat([batch.sources.labels for batch in batches] + [extra_labels]))
-    loss = config.lambda1 * semantic + config.lambda2 * photometric + config.source_loss * source
-    return loss, {"semantic": semantic.detach(), "photometric": photometric.detach(), "source": source.detach()}
+        parts["source"] = source_view_loss(model, features, torch.cat([batch.sources.labels, batch.extra_labels]))
+        loss = loss + config.source_loss * parts["source"]
+    return loss, {key: value.detach() for key, value in parts.items()}
+
+
+def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPoolExecutor | None = None) -> dict[str, float]:
+    """Set every parameter's gradient to that of the batches' mean loss -> the mean of its parts and of the "loss".
+
+    The batches are independent (no layer mixes views of different images), so each may run on a core of its own: two cores
+    with a batch each finish in about half the time of two cores sharing every small operation (README, "Speed"). Gradients are
+    added in the batches' order: the result does not depend on who finishes first.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients(numbered: tuple[int, Batch]):
+        index, batch = numbered
+        loss, parts = batch_loss(model, batch, generator_of(model.config.seed + 1 + index, step))
+        return torch.autograd.grad(loss, parameters, allow_unused=True), {**parts, "loss": loss.detach()}
+
+    results = list((pool.map if pool else map)(gradients, enumerate(batches)))
+    for parameter, *grads in zip(parameters, *(g for g, _ in results)):
+        grads = [g for g in grads if g is not None]
+        parameter.grad = sum(grads[1:], grads[0]) / len(batches) if grads else None
+    return {key: sum(parts[key] for _, parts in results).item() / len(batches) for key in results[0][1]}
 
 
 def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device) -> None:
@@ -308,32 +333,28 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
     model.to(device).train()
     trained_before, start = run["seconds"], time.time()
     log = open(out / "log.csv", "a", newline="")
+    names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
     if not log.tell():
-        csv.writer(log).writerow(["step", "semantic", "photometric", "source", "seconds"])
+        csv.writer(log).writerow(["step", *names, "seconds"])
+    pool, mean = core_pool(config, device), {}
     with ThreadPoolExecutor(1) as loader, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True,
-                                               smoothing=0.05, disable=None if sys.stderr.isatty() else False,
-                                               mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+                                               smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         coming = loader.submit(draw_batches, scenes, frames, config, first_step)
-        mean: dict[str, float] = {}
         for step in range(first_step, config.steps):
-            batches, *extra = coming.result()
-            batches = [Batch(*(x.to(device) for x in batch)) for batch in batches]
+            batches = [Batch(*(x.to(device) for x in batch)) for batch in coming.result()]
             coming = loader.submit(draw_batches, scenes, frames, config, step + 1)                # the disk works meanwhile
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
-            loss, parts = training_step(model, batches, *(x.to(device) for x in extra), generator_of(config.seed + 1, step))
-            if not torch.isfinite(loss):
+            parts = training_step(model, batches, step, pool)
+            if not math.isfinite(parts["loss"]):
                 kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
-                raise data.DataError(f"step {step}: the loss is {loss.item()} ({', '.join(f'{k} {v.item():.4g}' for k, v in parts.items())}); "
+                raise data.DataError(f"step {step}: the loss is {parts['loss']} ({', '.join(f'{k} {parts[k]:.4g}' for k in names)}); "
                                      f"training stopped, {kept}; resume from it with a lower --lr")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimiser.step()
             bar.update()
-            for key, value in parts.items():
-                mean[key] = 0.98 * mean.get(key, value.item()) + 0.02 * value.item()
-            if (step + 1) % 10 == 0:
+            mean = {key: 0.98 * mean.get(key, parts[key]) + 0.02 * parts[key] for key in names}
+            if (step + 1) % 10 == 0 or step + 1 == config.steps:
                 csv.writer(log).writerow([step + 1, *(f"{v:.5g}" for v in mean.values()), f"{time.time() - start:.1f}"])
                 rate = (step + 1 - first_step) * config.rays / (time.time() - start)
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in mean.items()}, "rays/s": f"{rate:,.0f}"}, refresh=False)
@@ -383,10 +404,17 @@ def keep_freed_memory() -> None:
     time (README, "Speed"). Tell it to keep them. Elsewhere than on glibc, nothing."""
     try:
         libc = ctypes.CDLL(None)
+        libc.mallopt(-8, 1)                    # M_ARENA_MAX: all threads share one heap
         libc.mallopt(-4, 0)                    # M_MMAP_MAX: no buffer of its own mapping
         libc.mallopt(-1, 2 ** 31 - 1)          # M_TRIM_THRESHOLD: do not shrink the heap
     except (OSError, AttributeError, TypeError):
         pass
+
+
+def core_pool(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
+    """`workers` threads that use one core each (torch.set_num_threads(1) holds for the thread that calls it); None: no pool."""
+    workers = config.workers or (1 if device.type == "cuda" else torch.get_num_threads())
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
 
 
 def pick_device(name: str) -> torch.device:

@@ -135,6 +135,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
     """Render the 4 test views of each scene from its 8 source views -> metrics; writes one sheet a scene into out."""
     L, config = len(data.CLASSES), model.config
     model.to(device).eval()
+    pool = training.core_pool(config, device)
     pooled, copied = torch.zeros(L, L + 1, dtype=torch.int64), torch.zeros(L, L + 1, dtype=torch.int64)
     images: list[dict] = []
     with torch.no_grad(), tqdm(total=4 * len(scenes), desc="evaluating", unit="view", dynamic_ncols=True,
@@ -147,7 +148,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
             for index in test_ids:
                 truth = scene.views([index])[0]
                 start = time.perf_counter()
-                got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width)
+                got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
                 got = {key: value.cpu() for key, value in got.items()}
                 seconds = time.perf_counter() - start
                 near = views[data.nearest_views(truth.c2w, views.c2w, 1)[0]]  # the baseline: copy the nearest source

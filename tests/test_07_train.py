@@ -171,14 +171,29 @@ def test_source_view_loss_reads_the_label_under_each_feature(scene):
 
 def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
     for step in range(20):
-        batch = training.draw_batches([scene], [list(range(len(scene)))], SMALL, step)[0][0]
+        batch = training.draw_batches([scene], [list(range(len(scene)))], SMALL, step)[0]
         assert not any(torch.equal(batch.c2w, c2w) for c2w in batch.sources.c2w)
         index = [i for i in range(len(scene)) if torch.equal(scene.c2w[i], batch.c2w)][0]
         image = scene.views([index]).images[0]
         u, v = batch.pixels.long().unbind(-1)
         assert torch.equal(image[:, v, u].T, batch.colours)
-    again = training.draw_batches([scene], [list(range(len(scene)))], SMALL, 19)[0][0]
+    again = training.draw_batches([scene], [list(range(len(scene)))], SMALL, 19)[0]
     assert torch.equal(again.pixels, batch.pixels) and torch.equal(again.c2w, batch.c2w)
+
+
+def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
+    config = replace(SMALL, targets=3, extra_views=2, source_loss=0.5, workers=2)
+    model, frames = make_model(config), list(range(len(scene)))
+    batches = training.draw_batches([scene], [frames], config, 0)
+    assert [len(b.pixels) for b in batches] == [10, 10, 10] and all(len(b.extra_images) == 2 for b in batches)
+    parts = training.training_step(model, batches, 5, training.core_pool(config, torch.device("cpu")))
+    got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    loss = sum(training.batch_loss(model, b, training.generator_of(config.seed + 1 + i, 5))[0] for i, b in enumerate(batches)) / 3
+    loss.backward()
+    assert parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, atol=1e-5, rtol=1e-3)
 
 
 def test_a_model_can_overfit_one_view(scene):
@@ -190,11 +205,8 @@ def test_a_model_can_overfit_one_view(scene):
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(150):
         pick = torch.randint(len(grid), (config.rays,), generator=torch.Generator().manual_seed(step))
-        batch = training.Batch(views, target.K, target.c2w, grid[pick], truth[pick], labels[pick])
-        loss, _ = training.training_step(model, [batch], torch.empty(0, 3, 48, 64), torch.empty(0, 48, 64, dtype=torch.long),
-                                          training.generator_of(0, step))
-        optimiser.zero_grad()
-        loss.backward()
+        batch = training.Batch(views, target.K, target.c2w, grid[pick], truth[pick], labels[pick], views.images[:0], views.labels[:0])
+        training.training_step(model, [batch], step)
         optimiser.step()
     with torch.no_grad():
         out = model.render_image(model.encode(views), target.K, target.c2w, 48, 64)
