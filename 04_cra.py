@@ -39,8 +39,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     A row with no readable key returns the plain mean of the values: finite, and masked out by whoever uses it.
     """
     # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
-    score = torch.einsum("basd,batd->bast", q, k) / math.sqrt(q.shape[-1])
-    score = score.masked_fill(~mask[:, :, None, :], torch.finfo(score.dtype).min / 2)
+    score = torch.einsum("basd,batd->bast", q / math.sqrt(q.shape[-1]), k)
+    score.masked_fill_(~mask[:, :, None, :], torch.finfo(score.dtype).min / 2)
     # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
     return torch.einsum("bast,batd->basd", score.softmax(dim=-1), v)
 
@@ -78,18 +78,21 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, position: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """rows (R, n): only these tokens of each sequence ask (all are asked); the output is (R, n, G, C) then."""
         R, N, G, C = x.shape
         A, D = self.heads, C // self.heads
         y = x if position is None else x + position[..., None, :]             # (R, N, G, C): position (N, C) or (R, N, C)
         # G sequences of A heads each are G*A heads of one sequence: no copy, only another reading of the same memory
-        q, k, v = (f(y).view(R, N, G * A, D).transpose(1, 2) for f in (self.query, self.key, self.value))  # (R, G*A, N, D)
+        asking = y if rows is None else y.take_along_dim(rows[:, :, None, None], dim=1)          # (R, n, G, C)
+        q, k, v = (f(a).view(R, -1, G * A, D).transpose(1, 2)                 # (R, G*A, n or N, D)
+                   for f, a in ((self.query, asking), (self.key, y), (self.value, y)))
         keys = mask.transpose(1, 2).repeat_interleave(A, dim=1)               # (R, G*A, N)
         attend = fused_attention if self.fused and N > EINSUM_UP_TO else attention
         parts = [attend(*part) for part in zip(*(t.split(max(1, FUSED_LIMIT // (G * A))) for t in (q, k, v, keys)))]
-        z = parts[0] if len(parts) == 1 else torch.cat(parts)                 # (R, G*A, N, D)
-        z = self.out(z.transpose(1, 2).reshape(R, N, G, C))                   # (R, N, G, C)
-        return self.norm(y + (F.relu(z) if self.relu else z))
+        z = parts[0] if len(parts) == 1 else torch.cat(parts)                 # (R, G*A, n, D)
+        z = self.out(z.transpose(1, 2).reshape(asking.shape))                 # (R, n, G, C)
+        return self.norm(asking + (F.relu(z) if self.relu else z))
 
 
 class CRA(nn.Module):
@@ -111,17 +114,22 @@ class CRA(nn.Module):
         if mode == "dense":
             self.dense = MultiHeadAttention(channels, heads, relu, fused)
 
-    def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
-        """index (R, S): positions to embed instead of 0 .. S-1."""
+    def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """index (R, S): positions to embed instead of 0 .. S-1. keep (R, n): refine only these samples, (R, n, V, C): the others
+        are still read along the ray, but ask nothing (rendering, where most samples weigh nothing)."""
         R, S, V, C = M.shape
         position = sample_positions(S if index is None else index, C, M.device).to(M.dtype)      # L2: (S, C) or (R, S, C)
         if self.mode == "dense":                                              # every token reads every token of its ray
             position = position.repeat_interleave(V, dim=-2)                  # (.., S*V, C): a sample's views share its position
-            return self.dense(M.reshape(R, S * V, 1, C), mask.reshape(R, S * V, 1), position).view(R, S, V, C)
+            rows = None if keep is None else (keep[:, :, None] * V + torch.arange(V, device=M.device)).flatten(1)
+            return self.dense(M.reshape(R, S * V, 1, C), mask.reshape(R, S * V, 1), position, rows).view(R, -1, V, C)
         if self.mode in ("intra", "full"):                                    # R*V sequences of length S
-            M = self.L4(M, mask, position)                                    # M': (R, S, V, C)
+            M = self.L4(M, mask, position, keep)                              # M': (R, S, V, C)
+        elif keep is not None:
+            M = M.take_along_dim(keep[:, :, None, None], dim=1)
         if self.mode in ("cross", "full"):                                    # R*S sequences of length V
-            M = self.L6(M.reshape(R * S, V, 1, C), mask.reshape(R * S, V, 1)).view(R, S, V, C)    # M''
+            mask = mask if keep is None else mask.take_along_dim(keep[:, :, None], dim=1)
+            M = self.L6(M.reshape(-1, V, 1, C), mask.reshape(-1, V, 1)).view(M.shape)             # M''
         return M
 
 

@@ -86,6 +86,7 @@ class Config:
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
     save_every: int = setting(1000, "steps between checkpoints")
+    keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
     chunk: int = setting(256, "rays rendered at a time in evaluation")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
@@ -125,22 +126,26 @@ class Level(nn.Module):
         self.weights = weighting.WeightNetwork(tau=config.tau)
         self.head = nn.Linear(encoder.CHANNELS, len(data.CLASSES))
 
-    def forward(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources, semantics: bool) -> dict[str, Tensor]:
-        """origin (3,), directions (R, 3), depths z (R, S) -> sigma (R, S), colour (R, S, 3) and, with semantics, logits
-        (R, S, L) and view weights w (R, S, V)."""
+    def look(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources) -> tuple:
+        """origin (3,), directions (R, 3), depths z (R, S) -> what the views show there: Context, Geometry and the positions to
+        embed, None for 0 .. S-1."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        M, colours, differences, mask = self.reprojection(points, origin, *sources)
-        c = self.config
-        index = None                                                          # positions along the ray: 0 .. S-1, or by depth
+        context = self.reprojection(points, origin, *sources)
+        c, index = self.config, None
         if c.position == "depth":
             index = z.shape[1] * (1 / c.near - 1 / z) / (1 / c.near - 1 / c.far)                  # (R, S) in 0 .. S
-        sigma, colour, visibility = self.geometry(M, colours, differences, mask, index)
-        out = {"sigma": sigma, "colour": colour}
-        if semantics:
-            refined = self.cra(M, mask, index)                                     # M'': (R, S, V, C)
-            w = self.weights(M, differences, visibility, mask)                # (R, S, V) in C(tau)
-            out |= {"w": w, "logits": self.head(weighting.semantic_ray(w, refined))}    # (R, S, L)
-        return out
+        return context, self.geometry(*context, index), index
+
+    def label(self, context, seen, index: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """-> logits (R, S, L) and view weights w (R, S, V); with keep (R, n) only of those n samples."""
+        M, _, differences, mask = context
+        visibility = seen.visibility
+        refined = self.cra(M, mask, index, keep)                              # M'': (R, S, V, C)
+        if keep is not None:
+            M, differences, visibility = (x.take_along_dim(keep[:, :, None, None], dim=1) for x in (M, differences, visibility))
+            mask = mask.take_along_dim(keep[:, :, None], dim=1)
+        w = self.weights(M, differences, visibility, mask)                    # (R, S, V) in C(tau)
+        return self.head(weighting.semantic_ray(w, refined)), w
 
 
 class SRay(nn.Module):
@@ -158,12 +163,13 @@ class SRay(nn.Module):
         return Sources(self.encoder(views.images), views.images, views.K, views.c2w)
 
     def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, generator: torch.Generator | None = None,
-                coarse_semantics: bool = True) -> dict[str, dict[str, Tensor]]:
+                coarse_semantics: bool = True, keep: int = 0) -> dict[str, dict[str, Tensor]]:
         """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...}, each with pixel values
         logits (R, L), colour (R, 3), depth (R,) in metres along z, and per sample z (R, S), weights (R, S), w (R, S, V).
 
         generator: jitters the samples (training); None: fixed samples. coarse_semantics=False (inference) leaves CRA,
-        weight network and head out on the coarse samples: the density needs none of them.
+        weight network and head out on the coarse samples: the density needs none of them. keep > 0 (inference): only the
+        `keep` samples of largest weight on each ray get logits and w.
         """
         c = self.config
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
@@ -171,14 +177,17 @@ class SRay(nn.Module):
         z = geometry.coarse_samples(c.near, c.far, len(pixels), c.coarse, c.spacing, generator, pixels.device)
         result = {}
         for name, level, semantics in (("coarse", self.coarse, coarse_semantics), ("fine", self.fine, True)):
-            out = level(origin, directions, z, sources, semantics)
+            context, seen, index = level.look(origin, directions, z, sources)
             delta = geometry.sample_lengths(z, c.far, length) if c.use_delta else None
-            weights = geometry.rendering_weights(out["sigma"], delta)         # (R, S)
+            weights = geometry.rendering_weights(seen.sigma, delta)           # (R, S)
             # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
             depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
-            result[name] = {"colour": geometry.render(weights, out["colour"]), "depth": depth, "z": z, "weights": weights}
+            result[name] = {"colour": geometry.render(weights, seen.colour), "depth": depth, "z": z, "weights": weights}
             if semantics:
-                result[name] |= {"logits": geometry.render(weights, out["logits"]), "w": out["w"]}
+                top = weights.topk(keep, dim=1).indices.sort(dim=1).values if 0 < keep < z.shape[1] else None   # (R, keep)
+                logits, w = level.label(context, seen, index, top)
+                kept = weights if top is None else weights.gather(1, top)
+                result[name] |= {"logits": geometry.render(kept, logits), "w": w}
             if name == "coarse":
                 extra = geometry.fine_samples(z, weights, c.fine, generator)  # (R, fine)
                 z = torch.cat([z, extra], dim=1).sort(dim=1).values if c.union else extra
@@ -190,7 +199,7 @@ class SRay(nn.Module):
         (core_pool) renders the chunks on several cores."""
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():                                             # grad mode belongs to a thread
-                return self(sources, pixels, K, c2w, coarse_semantics=False)["fine"]
+                return self(sources, pixels, K, c2w, coarse_semantics=False, keep=self.config.keep)["fine"]
         chunks = data.pixel_grid(height, width).to(K.device).split(self.config.chunk)
         parts = list((pool.map if pool else map)(render_chunk, chunks))
         return {key: torch.cat([p[key] for p in parts]).view(height, width, *parts[0][key].shape[1:])
@@ -332,13 +341,13 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
     config, path = model.config, out / "checkpoint.pt"
     model.to(device).train()
     trained_before, start = run["seconds"], time.time()
-    log = open(out / "log.csv", "a", newline="")
     names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
-    if not log.tell():
-        csv.writer(log).writerow(["step", *names, "seconds"])
     pool, mean = core_pool(config, device), {}
-    with ThreadPoolExecutor(1) as loader, tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True,
-                                               smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+    with open(out / "log.csv", "a", newline="") as log, ThreadPoolExecutor(1) as loader, \
+            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
+                 mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+        if not log.tell():
+            csv.writer(log).writerow(["step", *names, "seconds"])
         coming = loader.submit(draw_batches, scenes, frames, config, first_step)
         for step in range(first_step, config.steps):
             batches = [Batch(*(x.to(device) for x in batch)) for batch in coming.result()]
@@ -362,7 +371,6 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
                 run["seconds"] = trained_before + time.time() - start
                 save_checkpoint(path, model, optimiser, step + 1, run)
                 log.flush()
-    log.close()
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -489,8 +497,8 @@ def main() -> None:
     elif not run["test"]:                      # one space only: evaluate on its own test views, and keep them out of training
         run["test"] = dataset.train
     run["command"] = " ".join(["python", *sys.argv])
-    scenes = [data.Scene(dataset.root / name, config.height, config.width, Path(args["cache"]), config.every)
-              for name in tqdm(run["train"], desc="reading poses", unit="scene", leave=False)]
+    with tqdm(run["train"], desc="reading poses", unit="scene", leave=False) as bar:
+        scenes = [data.Scene(dataset.root / name, config.height, config.width, Path(args["cache"]), config.every) for name in bar]
     frames = []
     for scene in scenes:
         held_out = data.protocol(scene) if scene.name in run["test"] else None
@@ -527,7 +535,13 @@ def main() -> None:
     try:
         train(model, optimiser, scenes, frames, out, run, state["step"] if state else 0, device)
     except KeyboardInterrupt:
-        raise data.DataError(f"interrupted; continue with: python 07_train.py --resume --out {out}") from None
+        raise data.DataError(f"interrupted; steps since the last checkpoint are lost. " + (
+            f"Continue with: python 07_train.py --resume --out {out}" if (out / "checkpoint.pt").exists() else "There was none yet")) from None
+    finally:
+        if not (out / "checkpoint.pt").exists():                              # stopped before the first one: leave no empty run
+            (out / "log.csv").unlink(missing_ok=True)
+            if not any(out.iterdir()):
+                out.rmdir()
     if not args["no_eval"]:
         raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
                                           str(out / "checkpoint.pt"), "--out", str(out / "eval")]))

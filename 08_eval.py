@@ -219,8 +219,10 @@ def main() -> None:
             raise data.DataError(f"{root / name}: no such scene; check --data and --scenes")
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
     loaded = [data.Scene(root / name, config.height, config.width, Path(args.cache), config.every) for name in scenes]
-    for scene in loaded:
-        data.protocol(scene)                                                  # complain before rendering, not after
+    with tqdm(loaded, desc="reading views", unit="scene", leave=False) as bar:
+        for scene in bar:
+            source_ids, _, test_ids = data.protocol(scene)
+            scene.views(source_ids + test_ids)                                # complain of bad files before rendering, not after
     seen = sorted({data.space(n) for n in run["train"]} & {data.space(n) for n in scenes}) if Path(run["root"]) == root else []
     print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}\n"
           + (f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these spaces was seen in training"))

@@ -1,6 +1,7 @@
 """07_train.py: the assembled model, its losses, training from disk, checkpoints, and how it refuses bad input."""
 import csv
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -95,6 +96,25 @@ def test_inference_needs_no_semantics_on_the_coarse_samples(scene, monkeypatch):
         light = model(sources, some_pixels(), target.K, target.c2w, coarse_semantics=False)["fine"]
     for key in ("colour", "logits", "depth"):
         assert torch.equal(full[key], light[key])
+
+
+@pytest.mark.parametrize("mode", ["none", "intra", "cross", "full", "dense"])
+def test_keeping_some_samples_leaves_their_logits_and_drops_only_the_weight_of_the_rest(scene, mode):
+    model, views, target = make_model(replace(SMALL, cra=mode)), scene.views([9, 10, 12]), scene.views([11])[0]
+    with torch.no_grad():
+        sources = model.encode(views)
+        origin, directions = data.rays(some_pixels(), target.K, target.c2w)
+        z = torch.linspace(1, 4, 6).expand(17, 6)
+        context, seen, index = model.fine.look(origin, directions, z, sources)
+        every, w = model.fine.label(context, seen, index, None)
+        keep = torch.tensor([1, 2, 5]).expand(17, 3)
+        some, w_some = model.fine.label(context, seen, index, keep)
+        torch.testing.assert_close(some, every[:, [1, 2, 5]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(w_some, w[:, [1, 2, 5]], atol=1e-6, rtol=1e-5)
+        a, b, c = (model(sources, some_pixels(), target.K, target.c2w, keep=k)["fine"] for k in (0, 5, 2))
+    assert torch.equal(a["logits"], b["logits"]) and torch.equal(a["colour"], c["colour"])       # 5 of 5 fine samples is all
+    lost = a["weights"].sort(dim=1).values[:, :3].sum(1)
+    assert c["w"].shape[1] == 2 and ((a["logits"] - c["logits"]).abs().amax(1) <= lost * every.abs().max() * 3 + 1e-5).all()
 
 
 def test_the_semantic_loss_alone_moves_the_density(scene):
@@ -325,6 +345,21 @@ def test_a_checkpoint_of_another_shape_is_refused(root, tmp_path):
             "none.pt", "another shape")
     (tmp_path / "torn.pt").write_bytes((tmp_path / "none.pt").read_bytes()[:5000])
     refused(run("08_eval.py", "--checkpoint", "torn.pt", cwd=tmp_path), "torn.pt")
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda scene: (scene / "color/3.jpg").write_bytes((scene / "color/3.jpg").read_bytes()[:700]), ["color/3.jpg"]),
+    (lambda scene: [(scene / f"label-filt/{i}.png").write_bytes(b"") for i in range(24)], ["label-filt"]),
+    (lambda scene: (scene.parent / data.LABELS_TSV).unlink(), [data.LABELS_TSV]),
+    (lambda scene: (scene / "intrinsic/intrinsic_color.txt").write_text("1 0 0 0"), ["intrinsic_color.txt"]),
+    (lambda scene: [p.write_text("-inf " * 16) for p in (scene / "pose").iterdir()], ["pose"]),
+])
+def test_a_damaged_scene_is_named_and_leaves_nothing_behind(root, tmp_path, damage, words):
+    shutil.copytree(root, tmp_path / "rooms")
+    damage(tmp_path / "rooms/room0000_00")
+    refused(run("07_train.py", "--scene", "rooms/room0000_00", "--preset", "smoke", "--steps", 200, "--rays", 4, "--coarse", 2,
+                "--fine", 2, "--save-every", 1000, "--out", "run", "--no-eval", cwd=tmp_path), *words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_non_finite_loss_stops_keeps_the_last_good_checkpoint_and_says_where(root, tmp_path):
