@@ -88,10 +88,12 @@ def material(rng, texture=PLAIN, p=(0, 0, 0), a=None, b=None, contrast=.5, emit=
 
 
 def wood(rng):
+    """Planks with grain."""
     return material(rng, WOOD, (rng.uniform(.25, .6), 0, 0), contrast=.3)
 
 
 def cloth(rng):
+    """Woven or striped fabric."""
     return material(rng, STRIPES if rng.random() < .3 else CLOTH, (rng.uniform(.08, .2), 0, 0), contrast=.35)
 
 
@@ -101,6 +103,7 @@ def finish(rng):
 
 
 def turn(yaw):
+    """Rotation about z by yaw, (3, 3)."""
     c, s = np.cos(yaw), np.sin(yaw)
     return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1.0]])
 
@@ -140,6 +143,7 @@ class Item:
         return self
 
     def tap(self, rng, x, y, z, label=None):
+        """A water tap at (x, y), standing on z."""
         m = material(rng)
         self.post(x, y, .018, (z, z + .2), m, label=label)
         return self.add((x - .015, x + .015), (y, y + .16), (z + .18, z + .21), m, label=label)
@@ -171,6 +175,7 @@ class Item:
 
 # ----------------------------------------------------------------------------------- furniture: rng -> Item, at y >= 0
 def chair(rng):
+    """Four legs, seat and back, or a swivel chair with arm rests; about 0.5 m wide."""
     o, x, d = Item(CHAIR), rng.uniform(.22, .27), rng.uniform(.44, .52)
     h, top = rng.uniform(.42, .48), rng.uniform(.84, .98)
     m, seat = finish(rng), cloth(rng) if rng.random() < .6 else finish(rng)
@@ -216,10 +221,12 @@ def table(rng, low=None):
 
 
 def coffee_table(rng):
+    """A low table without chairs."""
     return table(rng, low=True)
 
 
 def desk(rng):
+    """Top, drawers on one side, mostly a monitor, a keyboard and a chair, sometimes a hutch."""
     o, w, d, h = Item(DESK), rng.uniform(1.2, 1.7), rng.uniform(.65, .78), rng.uniform(.72, .78)
     m, side = finish(rng), int(rng.choice([-1, 1]))
     o.add((-w / 2, w / 2), (0, d), (h - .04, h), m).add((-w / 2 + .05, w / 2 - .05), (.03, .06), (.25, h - .04), m)
@@ -242,6 +249,7 @@ def desk(rng):
 
 
 def bed(rng):
+    """Headboard, frame, mattress, duvet and one or two pillows."""
     o, x, n, h = Item(BED), rng.uniform(.5, .85), rng.uniform(1.95, 2.1), rng.uniform(.45, .6)
     m, sheet, duvet, pillow = finish(rng), material(rng, light=.6), cloth(rng), cloth(rng)
     o.add((-x, x), (0, .06), (0, rng.uniform(.85, 1.1)), m).add((-x, x), (.06, n), (.12, h - .2), m)  # headboard, frame
@@ -254,6 +262,7 @@ def bed(rng):
 
 
 def sofa(rng, seats=None):
+    """Base, back, arm rests, a pair of cushions a seat, loose pillows."""
     n = seats or int(rng.integers(2, 4))
     o, cw, arm = Item(SOFA), rng.uniform(.58, .7), rng.uniform(.14, .22)
     d, h = rng.uniform(.85, .95), rng.uniform(.4, .46)
@@ -270,10 +279,12 @@ def sofa(rng, seats=None):
 
 
 def armchair(rng):
+    """A sofa for one."""
     return sofa(rng, 1)
 
 
 def bookshelf(rng):
+    """Sides, boards, and rows of books between them."""
     o, x, n = Item(BOOKSHELF), rng.uniform(.4, .7), int(rng.integers(4, 6))
     d, h = rng.uniform(.28, .36), rng.uniform(1.4, 2.1)
     m, step = finish(rng), (h - .1) / n
@@ -305,6 +316,7 @@ def cabinet(rng, w=None, h=None, d=None):
 
 
 def door(rng):
+    """Leaf with panels, frame and handle."""
     o, x, h, m, paint = Item(DOOR), rng.uniform(.4, .48), rng.uniform(2.0, 2.1), finish(rng), finish(rng)
     leaf = material(rng, PANEL, (int(rng.integers(1, 3)), int(rng.integers(1, 4)), .12), a=paint["a"], contrast=.3)
     o.add((x, x + .08), (0, .05), (0, h + .08), m, both=True).add((-x, x), (0, .05), (h, h + .08), m)
@@ -340,6 +352,7 @@ def window(rng):
 
 
 def picture(rng):
+    """A frame around something painted."""
     o, w, h, z = Item(PICTURE), rng.uniform(.6, 1.3), rng.uniform(.5, .85), rng.uniform(1.2, 1.35)
     art = material(rng, ART, (rng.uniform(.8, 2.5), rng.uniform(.8, 2.5), 0), contrast=1)
     return o.add((-w / 2, w / 2), (0, .015), (z, z + h), art).frame(w, (z, z + h), .05, (0, .035), finish(rng))
@@ -367,6 +380,7 @@ def bar(rng):
 
 
 def fridge(rng):
+    """Two doors of unequal height, each with a grip."""
     o, x, d, h = Item(FRIDGE), rng.uniform(.33, .45), rng.uniform(.62, .7), rng.uniform(1.6, 1.9)
     m, metal, side = material(rng, light=.45), material(rng), rng.choice([-1, 1])
     cut = rng.choice([.35, .65]) * h
@@ -378,6 +392,7 @@ def fridge(rng):
 
 
 def toilet(rng):
+    """Tank, bowl, seat, lid up or down."""
     o, m, k = Item(TOILET), material(rng, light=.45), rng.uniform(1.08, 1.25)
     lid = m if rng.random() < .6 else material(rng)
     o.add((-.22 * k, .22 * k), (0, .2 * k), (.38 * k, .8 * k), m)  # tank

@@ -12,7 +12,8 @@ Conventions (everywhere in this project): poses are c2w, camera to world, OpenCV
 depth is along z; pixel centres are integers, the first one 0. Resizing an image by f per axis therefore maps a centre c to
 (c + 1/2) f - 1/2. Labels are indices 0..19 into CLASSES, IGNORE (-1) where unlabelled; unlabelled is not a class.
 
-Dimension key: R rays, V source views, N frames, H, W image size.     Run: python 01_data.py     Test: pytest tests/test_01_data.py
+Dimension key: R rays, V source views, N frames, H, W image size.
+Run: python 01_data.py     Test: pytest tests/test_01_data.py
 """
 import csv
 import hashlib
@@ -230,6 +231,7 @@ class Scene:
 
     @cached_property
     def label_table(self) -> np.ndarray:
+        """Raw id -> class index, of the table beside the scene; read when first needed."""
         return read_label_table(self.folder.parent / LABELS_TSV)
 
     @cached_property
@@ -295,7 +297,8 @@ class Scene:
         try:
             write_atomically(path, lambda file: np.save(file, packed))
         except OSError as error:
-            raise DataError(f"{path.parent}: cannot write the cache ({error.strerror}); name another folder with --cache") from None
+            raise DataError(f"{path.parent}: cannot write the cache ({error.strerror}); name another folder with "
+                            "--cache") from None
         return packed
 
     def views(self, indices) -> Views:
@@ -395,7 +398,7 @@ def list_scenes(root: Path) -> list[str]:
     return names
 
 
-# ---------------------------------------------------------------------------------------------------- what --scene and --data mean
+# ---------------------------------------------------------------------------------------------------- --scene and --data
 
 @dataclass
 class Dataset:
@@ -427,8 +430,8 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
             height, width = room_size
             seeds = [*range(train_rooms), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
             rooms.make_rooms(root, seeds, frames=24, width=width, height=height)
-        train, test = [f"room{i:04d}_00" for i in range(train_rooms)], [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)]
-        dataset = Dataset("rooms", root, train, test)
+        dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in range(train_rooms)],
+                          [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)])
     else:
         root, kind = (Path(data or "data/scannet"), "scannet") if scene == "scannet" else (Path(scene), "path")
         if kind == "path" and data:

@@ -14,7 +14,8 @@ Departures from Table 8: none in layers, sizes and order. What the table leaves 
 `activation="elu"` adds one (measured in README.md, "Choices settled by measuring"). Convolutions carry no bias: every one is
 followed by an instance norm whose own shift would cancel it.
 
-Dimension key: V source views, C channels, H, W image size.    Run: python 02_encoder.py    Test: pytest tests/test_02_encoder.py
+Dimension key: V source views, C channels, H, W image size.
+Run: python 02_encoder.py     Test: pytest tests/test_02_encoder.py
 """
 import time
 from importlib import import_module

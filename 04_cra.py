@@ -29,7 +29,7 @@ from torch import Tensor, nn
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
 EINSUM_UP_TO = 32       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two (forward +
-#                         backward, 3072 sequences, head dim 8, one thread: length 24, 18 ms against 28; length 48, 55 against 52)
+#                         backward, 3072 sequences, head dim 8, one thread: length 24, 18 ms against 28; 48, 55 against 52)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -115,12 +115,12 @@ class CRA(nn.Module):
             self.dense = MultiHeadAttention(channels, heads, relu, fused)
 
     def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """index (R, S): positions to embed instead of 0 .. S-1. keep (R, n): refine only these samples, (R, n, V, C): the others
-        are still read along the ray, but ask nothing (rendering, where most samples weigh nothing)."""
+        """index (R, S): positions to embed instead of 0 .. S-1. keep (R, n): refine only these samples, (R, n, V, C): the
+        others are still read along the ray, but ask nothing (rendering, where many samples weigh next to nothing)."""
         R, S, V, C = M.shape
         position = sample_positions(S if index is None else index, C, M.device).to(M.dtype)      # L2: (S, C) or (R, S, C)
         if self.mode == "dense":                                              # every token reads every token of its ray
-            position = position.repeat_interleave(V, dim=-2)                  # (.., S*V, C): a sample's views share its position
+            position = position.repeat_interleave(V, dim=-2)                  # (.., S*V, C): a sample's views share it
             rows = None if keep is None else (keep[:, :, None] * V + torch.arange(V, device=M.device)).flatten(1)
             return self.dense(M.reshape(R, S * V, 1, C), mask.reshape(R, S * V, 1), position, rows).view(R, -1, V, C)
         if self.mode in ("intra", "full"):                                    # R*V sequences of length S
@@ -170,7 +170,7 @@ def main() -> None:
         axis.imshow((touched + 1e-6).log10(), cmap="cividis", vmin=-6)
         axis.set(title=f"{mode}: {reach[mode]:.0%} of the pairs", xlabel="is read: token (sample, view)")
     axes[0].set_ylabel("reads: token (sample, view)")
-    figure.suptitle(f"Which of the {S}x{V} tokens of a ray reach which (log gradient). Two sparse hops do what dense attention does")
+    figure.suptitle(f"Which of the {S}x{V} tokens of a ray reach which (log gradient): two sparse hops go where dense does")
     pairs = {"intra": V * S * S, "cross": S * V * V, "dense": (S * V) ** 2}
     print(f"One fact: on {S} samples and {V} views the scores number {pairs['intra']} (intra) + {pairs['cross']} (cross), "
           f"dense {pairs['dense']}; at the paper's 64 and 8, {8 * 64 * 64 + 64 * 8 * 8:,} against {(64 * 8) ** 2:,}. "

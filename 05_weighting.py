@@ -1,7 +1,7 @@
 """Table 10 and eq. 3: weigh the source views, and sum them into the semantic ray.
 
-The views do not matter equally: some are occluded, some look from far or aslant. The semantic-aware weight network scores each view
-from the initial context M; the scores become weights w in the set (eq. 3)
+The views do not matter equally: some are occluded, some look from far or aslant. The semantic-aware weight network scores each
+view from the initial context M; the scores become weights w in the set (eq. 3)
 
     C(tau) = { w : tau/m <= w_i <= 1/(tau m),  sum_i w_i = 1 }          m valid views, 0 < tau <= 1
 
@@ -116,9 +116,9 @@ def main() -> None:
         return float(1 - free.sum() / mask.sum())
 
     raw = torch.randn(R, S, V).sigmoid() * mask
-    print(f"One fact: of sigmoid(N(0, 1)) scores, {pinned(raw):.0%} of the views are pinned to a bound (no gradient) when "
-          f"the sigmoids are projected as they are, {pinned(raw / raw.sum(-1, keepdim=True).clamp(min=1e-8)):.0%} when they are "
-          "divided by their sum first.")
+    divided = raw / raw.sum(-1, keepdim=True).clamp(min=1e-8)
+    print(f"One fact: of sigmoid(N(0, 1)) scores, {pinned(raw):.0%} of the views are pinned to a bound (no gradient) when the "
+          f"sigmoids are projected as they are, {pinned(divided):.0%} when they are divided by their sum first.")
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), constrained_layout=True)
     corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.866]])             # the simplex of three views, drawn flat

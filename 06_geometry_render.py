@@ -3,16 +3,16 @@
     M (R, S, V, C), colours (R, S, V, 3), mask (R, S, V)   ->   sigma (R, S), colour (R, S, 3)   ->   pixels (R, ...)
 
 Density and semantics are decoupled: the geometry-aware network reads M, not M''. So wherever only density is wanted (the coarse
-pass of inference) nothing of Tables 9 and 10 has to run. Views that agree on a feature are looking at a surface: that is why the mean and the
-variance over the views are the input of the density.
+pass of inference) nothing of Tables 9 and 10 has to run. Views that agree on a feature are looking at a surface: that is why
+the mean and the variance over the views are the input of the density.
 
 Volume rendering of any per-sample quantity x (colour, class logits, depth), samples s in order of depth:
 
     alpha_s = 1 - exp(-sigma_s delta_s)      w_s = alpha_s prod_{t<s} (1 - alpha_t)      pixel = sum_s w_s x_s
 
-What the table leaves open, and how it is settled (figures in README.md, "Choices settled by measuring"): L2 has no ELU before its sigmoid
-(ELU >= -1 would keep every visibility above 0.27, so no view could be silenced); L5-L6 are the plain mean and biased variance over
-the valid views; L9 is attention along the ray with residual, LayerNorm and sample position; L11's ReLU on sigma is
+What the table leaves open, and how it is settled (figures in README.md, "Choices settled by measuring"): L2 has no ELU before
+its sigmoid (ELU >= -1 would keep every visibility above 0.27, so no view could be silenced); L5-L6 are the plain mean and biased
+variance over the valid views; L9 is attention along the ray with residual, LayerNorm and sample position; L11's ReLU on sigma is
 `density="relu"`, `density="softplus"` the alternative that cannot die; `use_delta=False` drops delta as the reference does.
 
 Dimension key: R rays, S samples per ray, V source views, C channels.
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: Table 11's L9 is Table 9's kind of attention
+cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
 
 
 # ---------------------------------------------------------------------------------------------------- Table 11
@@ -45,7 +45,8 @@ class GeometryNetwork(nn.Module):
     "weighted" by the sum of their L3.
     """
 
-    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", pooling: str = "mean", fused: bool = True):
+    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", pooling: str = "mean",
+                 fused: bool = True):
         super().__init__()
         self.pooling = pooling
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
@@ -169,7 +170,8 @@ def main() -> None:
             ("L5", "Cross-view mean (L4)", (R, S, 32)), ("L6", "Cross-view variance (L4)", (R, S, 32)),
             ("L7", "Concat (L5, L6)", (R, S, 64)), ("L8", "MLP (L7)  64, 32, 16", (R, S, 16)),
             ("L9", "Multi-head attention (nhead=4)", (R, S, 16)), ("L10", "MLP (L9)  16", (R, S, 16)),
-            ("L11", "MLP (L10)  1", tuple(geometry.sigma.shape)), ("blend", "colour: softmax over views", tuple(geometry.colour.shape))]:
+            ("L11", "MLP (L10)  1", tuple(geometry.sigma.shape)),
+            ("blend", "colour: softmax over views", tuple(geometry.colour.shape))]:
         module = getattr(network, row, None)
         print(f"{row:6} {text:32} {str(shape):18} {sum(p.numel() for p in module.parameters()) if module else 0:,}")
 

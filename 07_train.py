@@ -4,13 +4,13 @@
     python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
     python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
 
-The model: one encoder (Table 8), run once per source view; a coarse and a fine level, each with heads of its own (Table 8's L20-L22,
+The model: one encoder (Table 8, L1-L19), run once per source view; a coarse and a fine level, each with heads of its own (L20-L22,
 Tables 9, 10, 11). The coarse level's rendering weights place the fine level's samples. Training sees, each step, one random
 target view of a random scene, V of its nearest views as sources, and R random pixels of the target:
 
     L_sem   = mean over labelled rays of CE(coarse logits) + CE(fine logits)                          (eq. 1)
     L       = lambda1 L_sem + lambda2 L_photometric  (mean squared error, coarse + fine)              (eq. 2)
-            + source_loss * CE of the encoder's features through a 1x1 head on the source views       (not in the paper; 0 there)
+            + source_loss * CE of the encoder's features through a 1x1 head on the source views      (not in the paper: 0)
 
 Every setting is a field of Config, the defaults are the paper's, each one is a flag; `--preset laptop` is a smaller size of the
 same code. The random draws of step i depend on (seed, i) only, so a resumed run continues exactly.
@@ -19,7 +19,7 @@ Dimension key: R rays, S samples, V source views, C channels, L classes.     Tes
 """
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")           # read when torch starts its threads: do not spin between operations
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts its threads: do not spin between operations
 
 import argparse
 import csv
@@ -97,8 +97,8 @@ class Config:
 
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
     "paper": {},
-    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2200, source_loss=5.0,
-                   lr=3e-3, encoder_activation="elu", save_every=500, chunk=128, train_rooms=150, test_rooms=12),
+    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2000, lr=3e-3,
+                   source_loss=5.0, encoder_activation="elu", save_every=500, chunk=128, train_rooms=150),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
 }
@@ -281,7 +281,8 @@ def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[
     batches = []
     for b in range(config.targets):
         pick, *others = order[b::config.targets]
-        target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick], config.angle_weight)
+        target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick],
+                                             config.angle_weight)
         views = scenes[pick].views([*sources, target])
         flat = torch.randint(config.height * config.width, (max(1, config.rays // config.targets),), generator=generator)
         pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                 # (R, 2)
@@ -357,8 +358,9 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
             parts = training_step(model, batches, step, pool)
             if not math.isfinite(parts["loss"]):
                 kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
-                raise data.DataError(f"step {step}: the loss is {parts['loss']} ({', '.join(f'{k} {parts[k]:.4g}' for k in names)}); "
-                                     f"training stopped, {kept}; resume from it with a lower --lr")
+                values = ", ".join(f"{key} {parts[key]:.4g}" for key in names)
+                raise data.DataError(f"step {step}: the loss is {parts['loss']} ({values}); training stopped, {kept}; "
+                                     "resume from it with a lower --lr")
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimiser.step()
             bar.update()
@@ -378,12 +380,13 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """One flag for each field of Config; a flag not given stays None, so that presets and checkpoints can fill it."""
     def boolean(text: str) -> bool:
+        """true or false, as a flag takes it"""
         if text.lower() not in ("true", "false", "1", "0"):
             raise argparse.ArgumentTypeError("true or false")
         return text.lower() in ("true", "1")
     group = parser.add_argument_group("settings (defaults are the paper's; a preset changes some)")
     for f in fields(Config):
-        kind = boolean if f.type in (bool, "bool") else f.type if callable(f.type) else {"int": int, "float": float, "str": str}[f.type]
+        kind = boolean if f.type is bool else f.type
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=kind.__name__.upper(),
                            help=f"{f.metadata['help']} [{f.default}]")
 
@@ -402,7 +405,8 @@ def check(config: Config) -> None:
         raise data.DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
     for name, allowed in (("cra", cra.MODES), ("density", ("relu", "softplus")), ("encoder_activation", ("none", "elu")),
                           ("spacing", ("disparity", "linear", "mix")),
-                          ("position", ("index", "depth")), ("pooling", ("mean", "weighted")), ("device", ("auto", "cpu", "cuda"))):
+                          ("position", ("index", "depth")), ("pooling", ("mean", "weighted")),
+                          ("device", ("auto", "cpu", "cuda"))):
         if getattr(config, name) not in allowed:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: one of {', '.join(allowed)}")
 
@@ -444,107 +448,121 @@ def free_folder(wanted: str | None, name: str) -> Path:
     return out
 
 
-def main() -> None:
-    keep_freed_memory()
+def parse_arguments() -> argparse.Namespace:
+    """The command line: what to train on and where to write, then one flag for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--scene", default="scannet", help="rooms | scannet | PATH of a scene or of a folder of scenes [scannet]")
-    parser.add_argument("--data", default=None, help="folder that holds the scene folders [data/scannet, data/rooms]")
-    parser.add_argument("--preset", choices=PRESETS, default=None, help="[paper with CUDA and real data, else laptop]")
-    parser.add_argument("--scenes", default=None, help="a,b,c: train on these scenes [the training side of the split]")
-    parser.add_argument("--split", default=None, help="file of lines 'train NAME', 'test NAME' [ROOT/split.txt if there]")
-    parser.add_argument("--out", default=None, help="folder of the run [runs/...]")
+    parser.add_argument("--data", help="folder that holds the scene folders [data/scannet, data/rooms]")
+    parser.add_argument("--preset", choices=PRESETS, help="[paper with CUDA and real data, else laptop]")
+    parser.add_argument("--scenes", help="a,b,c: train on these scenes [the training side of the split]")
+    parser.add_argument("--split", help="file of lines 'train NAME', 'test NAME' [ROOT/split.txt if there]")
+    parser.add_argument("--out", help="folder of the run [runs/...]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames [cache]")
-    parser.add_argument("--resume", action="store_true", default=False, help="continue the run in --out from its last checkpoint")
-    parser.add_argument("--finetune", default=None, metavar="CKPT", help="start from these weights, on the source and "
-                        "fine-tuning views of --scenes; the 4 test views stay untouched")
-    parser.add_argument("--no-eval", action="store_true", default=False, help="do not run 08_eval.py at the end")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
+    parser.add_argument("--finetune", metavar="CKPT", help="start from these weights, on the source and fine-tuning views of "
+                        "--scenes; the 4 test views stay untouched")
+    parser.add_argument("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
     add_settings(parser)
-    args = vars(parser.parse_args())
-    given = {f.name: args[f.name] for f in fields(Config) if args.get(f.name) is not None}
-    scenes_flag = args["scenes"].split(",") if args["scenes"] else None
+    return parser.parse_args()
 
-    state = None
-    if args["resume"]:
-        if not args["out"]:
+
+def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, str]:
+    """-> settings, the checkpoint to start from (None: random weights), a name for the run folder, why these settings.
+
+    --resume takes the run's own settings and --finetune the checkpoint's, else a preset; flags given go on top.
+    """
+    state, name = None, "finetune"
+    if args.resume:
+        if not args.out:
             raise data.DataError("--resume continues the run in --out; name that folder")
-        model, state = load_checkpoint(Path(args["out"]) / "checkpoint.pt")
+        model, state = load_checkpoint(Path(args.out) / "checkpoint.pt")
         base, why = asdict(model.config), "the run's own settings"
-    elif args["finetune"]:
-        model, start_state = load_checkpoint(args["finetune"])
-        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4}, f"settings of {args['finetune']}, 2000 steps"
+    elif args.finetune:
+        model, state = load_checkpoint(args.finetune)
+        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4}, f"the settings of {args.finetune}, 2000 steps"
     else:
-        real = args["scene"] not in ("rooms",) and (args["data"] or args["scene"] != "scannet" or Path("data/scannet").is_dir())
-        preset = args["preset"] or ("paper" if real and torch.cuda.is_available() else "laptop")
-        why = "you asked for it" if args["preset"] else "CUDA and real data" if preset == "paper" else \
-            "no CUDA" if not torch.cuda.is_available() else "no real data"
-        base, why = {**asdict(Config()), **PRESETS[preset]}, f"preset {preset}: {why}"
-    config = Config(**{**base, **given})
+        real = args.scene != "rooms" and (args.scene != "scannet" or args.data or Path("data/scannet").is_dir())
+        name = args.preset or ("paper" if real and torch.cuda.is_available() else "laptop")
+        base = {**asdict(Config()), **PRESETS[name]}
+        why = f"preset {name}: " + ("you asked for it" if args.preset else "CUDA and real data" if name == "paper" else
+                                    "no real data" if torch.cuda.is_available() else "no CUDA")
+    given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
+    return Config(**{**base, **given}), state, name, why
+
+
+def training_frames(scene, run: dict, config: Config) -> list[int]:
+    """What may be drawn from a training scene: all frames; never the test views of a scene that will be evaluated; in
+    fine-tuning the 8 source and 8 fine-tuning views alone. DataError if too few."""
+    frames = list(range(len(scene)))
+    if scene.name in run["test"]:
+        source, tune, test = data.protocol(scene)
+        frames = sorted(source + tune) if run["finetuned"] else [i for i in frames if i not in test]
+        assert not set(frames) & set(test), "a test view among the training frames"
+    if len(frames) < config.views + 1:
+        raise data.DataError(f"{scene.folder}: {len(frames)} usable frames, but {config.views} source views and a target are "
+                             "asked for; leave the scene out or lower --views")
+    return frames
+
+
+def main() -> None:
+    keep_freed_memory()
+    args = parse_arguments()
+    config, state, name, why = starting_point(args)
     check(config)
     device = pick_device(config.device)
     print(f"{why}; {config.width}x{config.height}, {config.views} source views, {config.rays} rays, "
           f"{config.coarse}+{config.fine} samples, {config.steps} steps, {device}", flush=True)
 
-    if args["resume"] and args["scene"] == "scannet" and args["data"] is None:                    # the run knows its data
+    if args.resume:                                                           # the run knows its data
         run = dict(state["run"])
-        dataset = data.Dataset(run["data"], Path(run["root"]), run["train"], run["test"])
     else:
-        dataset = data.find_dataset(args["scene"], args["data"], config.train_rooms, config.test_rooms, scenes_flag, args["split"])
-        run = {"data": dataset.kind, "root": str(dataset.root), "train": dataset.train, "test": dataset.test,
-               "cache": args["cache"], "finetuned": bool(args["finetune"]), "seconds": 0.0}
-    if args["finetune"]:
-        dataset.train = dataset.train if scenes_flag or not dataset.test else dataset.test[:1]
-        run["train"], run["test"] = dataset.train, dataset.train
-    elif not run["test"]:                      # one space only: evaluate on its own test views, and keep them out of training
-        run["test"] = dataset.train
+        names = args.scenes.split(",") if args.scenes else None
+        found = data.find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, names, args.split)
+        if args.finetune and not names:
+            found.train = found.test[:1] or found.train[:1]                   # one unseen scene
+        # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of training
+        test = found.train if args.finetune else found.test or found.train
+        run = {"data": found.kind, "root": str(found.root), "train": found.train, "test": test,
+               "finetuned": bool(args.finetune), "seconds": 0.0}
+        name = f"{found.kind}-{name}"
     run["command"] = " ".join(["python", *sys.argv])
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False) as bar:
-        scenes = [data.Scene(dataset.root / name, config.height, config.width, Path(args["cache"]), config.every) for name in bar]
-    frames = []
-    for scene in scenes:
-        held_out = data.protocol(scene) if scene.name in run["test"] else None
-        if held_out and args["finetune"]:
-            frames.append(sorted(held_out[0] + held_out[1]))                  # 8 source and 8 fine-tuning views
-        else:
-            frames.append([i for i in range(len(scene)) if not held_out or i not in held_out[2]])
-        assert not held_out or not set(frames[-1]) & set(held_out[2]), "a test view among the training frames"
-        if len(frames[-1]) < config.views + 1:
-            raise data.DataError(f"{scene.folder}: {len(frames[-1])} usable frames, but {config.views} source views and a "
-                                 "target are asked for; leave the scene out or lower --views")
-    print(f"data: {dataset.kind} in {dataset.root}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on"
-          + (" (the same: its 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""), flush=True)
+        scenes = [data.Scene(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every)
+                  for scene in bar]
+    frames = [training_frames(scene, run, config) for scene in scenes]
+    same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
+    print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
+          flush=True)
 
-    out = Path(args["out"]) if args["resume"] else free_folder(args["out"], f"{dataset.kind}-{args['preset'] or 'finetune' if args['finetune'] else preset}")
-    out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    if state or args["finetune"]:
-        model.config = config
-        weights = model.state_dict()
-        model = SRay(config)
+    model = SRay(config)
+    if state:
         try:
-            model.load_state_dict(weights)
+            model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise data.DataError(f"{args['finetune'] or out / 'checkpoint.pt'}: weights of another shape "
-                                 f"({str(error).splitlines()[-1].strip()[:100]}); drop the flag that changes the model") from None
-    else:
-        model = SRay(config)
+            raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({str(error).splitlines()[-1].strip()[:100]}); "
+                                 "drop the flag that changes the model") from None
     model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    if state:
+    if args.resume:
         optimiser.load_state_dict(state["optimiser"])
+    out = Path(args.out) if args.resume else free_folder(args.out, name)
+    out.mkdir(parents=True, exist_ok=True)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
     try:
-        train(model, optimiser, scenes, frames, out, run, state["step"] if state else 0, device)
+        train(model, optimiser, scenes, frames, out, run, state["step"] if args.resume else 0, device)
     except KeyboardInterrupt:
-        raise data.DataError(f"interrupted; steps since the last checkpoint are lost. " + (
-            f"Continue with: python 07_train.py --resume --out {out}" if (out / "checkpoint.pt").exists() else "There was none yet")) from None
+        saved = (out / "checkpoint.pt").exists()
+        raise data.DataError("interrupted; steps since the last checkpoint are lost. "
+                             + (f"Continue with: python 07_train.py --resume --out {out}" if saved else "There was none yet")) from None
     finally:
         if not (out / "checkpoint.pt").exists():                              # stopped before the first one: leave no empty run
             (out / "log.csv").unlink(missing_ok=True)
             if not any(out.iterdir()):
                 out.rmdir()
-    if not args["no_eval"]:
+    if not args.no_eval:
         raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
-                                          str(out / "checkpoint.pt"), "--out", str(out / "eval")]))
+                                          str(out / "checkpoint.pt"), "--out", str(out / "eval"), "--cache", args.cache]))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,16 @@
     python 08_eval.py --checkpoint runs/rooms-laptop/checkpoint.pt                    the scenes the run kept unseen
     python 08_eval.py --checkpoint CKPT --scene scannet --data ROOT --scenes a,b,c    any others
 
-Per scene 20 nearby views: 8 source, 8 for fine-tuning, 4 test (section 1 of the supplement). Every test view is rendered from the source
-views alone. Labels: one confusion matrix over all test pixels of all scenes ("pooled"), from which
+Per scene 20 nearby views: 8 source, 8 for fine-tuning, 4 test (section 1 of the supplement). Every test view is rendered from
+the source views alone. Labels: one confusion matrix over all test pixels of all scenes ("pooled"), from which
 
     IoU_l = n_ll / (sum_k n_lk + sum_k n_kl - n_ll)     mIoU = mean over classes present in the truth
     total accuracy = sum_l n_ll / sum n                 average accuracy = mean_l n_ll / sum_k n_lk
 
 and, because other figures are computed so, the mean of each image's own mIoU. Unlabelled pixels are left out; every other pixel
-counts, and the model cannot answer "unlabelled". Colour: PSNR and SSIM (11x11 Gaussian window, sigma 1.5, valid windows only, mean over RGB),
-per image over all its pixels, then averaged. Depth: mean |d - d*| / d* where the sensor has a value. Beside every result stands a
-baseline: the nearest source view copied, its pixels and its true labels, unchanged.
+counts, and the model cannot answer "unlabelled". Colour: PSNR and SSIM (11x11 Gaussian window, sigma 1.5,
+valid windows only, mean over RGB), per image over all its pixels, then averaged. Depth: mean |d - d*| / d* where the sensor has
+a value. Beside every result stands a baseline: the nearest source view copied, its pixels and its true labels, unchanged.
 
 Dimension key: L classes, H, W image size.     Test: pytest tests/test_08_eval.py
 """
@@ -185,11 +185,13 @@ def print_table(metrics: dict) -> None:
             print("  " + "".join(f"{name:>15} {iou:5.1f}" for name, iou in present[i:i + 4]))
     else:
         print("\nno labels in these scenes: colour (and depth, where there is some) only")
-    print(f"\n{'':24}{'mIoU':>8}{'total acc':>11}{'avg acc':>9}{'mIoU/image':>12}{'PSNR':>8}{'SSIM':>8}{'depth rel':>11}")
-    print(f"{'S-Ray on ' + metrics['data']:24}{show(metrics['miou']):>8}{show(metrics['total_acc']):>11}{show(metrics['avg_acc']):>9}"
-          f"{show(metrics['miou_per_image']):>12}{show(metrics['psnr']):>8}{show(metrics['ssim'], 4):>8}{show(metrics['depth_abs_rel'], 4):>11}")
+    columns = {"mIoU": "miou", "total acc": "total_acc", "avg acc": "avg_acc", "mIoU/image": "miou_per_image", "PSNR": "psnr",
+               "SSIM": "ssim", "depth rel": "depth_abs_rel"}
+    print(f"\n{'':24}" + "".join(f"{name:>11}" for name in columns))
+    print(f"{'S-Ray on ' + metrics['data']:24}"
+          + "".join(f"{show(metrics[key], 4 if key in ('ssim', 'depth_abs_rel') else 2):>11}" for key in columns.values()))
     copy = metrics["baseline_copy_nearest"]
-    print(f"{'nearest source, copied':24}{show(copy['miou']):>8}{'':11}{'':9}{'':12}{show(copy['psnr']):>8}")
+    print(f"{'nearest source, copied':24}" + "".join(f"{show(copy[key]) if key in copy else '':>11}" for key in columns.values()))
 
 
 def main() -> None:
@@ -222,18 +224,18 @@ def main() -> None:
     with tqdm(loaded, desc="reading views", unit="scene", leave=False) as bar:
         for scene in bar:
             source_ids, _, test_ids = data.protocol(scene)
-            scene.views(source_ids + test_ids)                                # complain of bad files before rendering, not after
+            scene.views(source_ids + test_ids)                                # complain of bad files before rendering
     seen = sorted({data.space(n) for n in run["train"]} & {data.space(n) for n in scenes}) if Path(run["root"]) == root else []
-    print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}\n"
-          + (f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these spaces was seen in training"))
+    print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}")
+    print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     metrics = evaluate(model, loaded, training.pick_device(args.device), out, title)
     metrics |= {"classes": data.CLASSES, "views": {"source": 8, "test": 4, "images": len(metrics["images"])}, "data": kind,
                 "scenes": scenes, "scenes_seen_in_training": seen, "lpips": None, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),
-                "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
-                            f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}, torch {torch.__version__}"}
+                "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
+                            f"{torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"}
     out.mkdir(parents=True, exist_ok=True)
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
     print_table(metrics)
