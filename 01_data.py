@@ -426,10 +426,9 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
         scene = "rooms"
     if scene == "rooms":
         root = Path(data or "data/rooms")
-        if not scenes or not all((root / name / "color").is_dir() for name in scenes):
-            height, width = room_size
-            seeds = [*range(train_rooms), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
-            rooms.make_rooms(root, seeds, frames=24, width=width, height=height)
+        there = scenes and all((root / name / "color").is_dir() for name in scenes)               # no others to train on
+        seeds = [*range(0 if there else train_rooms), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
+        rooms.make_rooms(root, seeds, frames=24, width=room_size[1], height=room_size[0])
         dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in range(train_rooms)],
                           [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)])
     else:

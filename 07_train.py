@@ -76,7 +76,7 @@ class Config:
     tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
     density: str = setting("softplus", "activation of sigma: softplus | relu (Table 11)")
     use_delta: bool = setting(True, "alpha = 1 - exp(-sigma delta); false drops delta")
-    encoder_activation: str = setting("none", "activation of Table 8's L11-L18: none | elu")
+    encoder_activation: str = setting("elu", "activation of Table 8's L11-L18: elu | none, as the table lists")
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' own labels (not in the paper)")
@@ -98,7 +98,7 @@ class Config:
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
     "paper": {},
     "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2000, lr=3e-3,
-                   source_loss=5.0, encoder_activation="elu", save_every=500, chunk=128, train_rooms=150),
+                   source_loss=5.0, save_every=500, chunk=128, train_rooms=150),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
 }
@@ -540,8 +540,9 @@ def main() -> None:
         try:
             model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({str(error).splitlines()[-1].strip()[:100]}); "
-                                 "drop the flag that changes the model") from None
+            reason = str(error).splitlines()[-1].strip()[:100]
+            raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({reason}); drop the flag that changes "
+                                 "the model") from None
     model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:
@@ -552,9 +553,8 @@ def main() -> None:
     try:
         train(model, optimiser, scenes, frames, out, run, state["step"] if args.resume else 0, device)
     except KeyboardInterrupt:
-        saved = (out / "checkpoint.pt").exists()
-        raise data.DataError("interrupted; steps since the last checkpoint are lost. "
-                             + (f"Continue with: python 07_train.py --resume --out {out}" if saved else "There was none yet")) from None
+        how = f"continue with: python 07_train.py --resume --out {out}" if (out / "checkpoint.pt").exists() else "there was none yet"
+        raise data.DataError(f"interrupted; steps since the last checkpoint are lost; {how}") from None
     finally:
         if not (out / "checkpoint.pt").exists():                              # stopped before the first one: leave no empty run
             (out / "log.csv").unlink(missing_ok=True)
