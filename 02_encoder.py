@@ -10,8 +10,8 @@ strides here keep pixel 0 on pixel 0: the feature at (i, j) of the quarter-resol
 and `03_reprojection.py` finds the feature of pixel u at u / 4. Upsampling must keep that: output i reads input i / 2. The
 usual half-pixel upsampling would shift the map by half an input cell each time (tests/test_02_encoder.py measures it).
 
-Departures from Table 8: none in layers, sizes and order. What the table leaves open: no activation is listed for L11-L18;
-`activation="elu"` adds one (measured in README.md, "Choices settled by measuring"). Convolutions carry no bias: every one is
+Departures from Table 8: none in layers, sizes and order. The table lists no activation for L11-L18; S-Ray's default is an ELU
+there, measured against none (README.md, "Choices settled by measuring"). Convolutions carry no bias: every one is
 followed by an instance norm whose own shift would cancel it.
 
 Dimension key: V source views, C channels, H, W image size.

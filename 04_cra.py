@@ -14,7 +14,7 @@ removing it.
 
 The table lists L1 and L5, transposes that bring the attended axis in front; an einsum subscript says the same.
 What the table leaves open, and how it is settled (figures in README.md, "Choices settled by measuring"): a residual and a
-LayerNorm around each attention, no feed-forward; `relu=True` is the table's ReLU on the attention's output.
+LayerNorm around each attention, no feed-forward; `relu=True`, the table's ReLU on the attention's output, is S-Ray's default.
 
 Dimension key: R rays, S samples (s queries, t keys), V source views (v queries, u keys), C channels, A heads, D head dim.
 Run: python 04_cra.py     Test: pytest tests/test_04_cra.py

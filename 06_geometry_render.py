@@ -87,8 +87,8 @@ class GeometryNetwork(nn.Module):
 # ---------------------------------------------------------------------------------------------------- samples along a ray
 
 def spaced_depths(near: float, far: float, count: int, spacing: str, device=None) -> Tensor:
-    """count + 1 bin edges from near to far metres, even in inverse depth ("disparity") or in depth ("linear"), or half
-    of the bins each ("mix", interleaved): (count + 1,)."""
+    """count + 1 bin edges from near to far metres, even in depth ("linear"), in inverse depth ("disparity"), or the mean of the
+    two ("mix"): (count + 1,). Of 64 disparity bins on 0.1 .. 10 m, 52 lie nearer than 0.5 m and 6 beyond 1 m."""
     t = torch.linspace(0, 1, count + 1, device=device)
     disparity, linear = 1 / ((1 - t) / near + t / far), near + (far - near) * t
     return {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
