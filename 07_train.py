@@ -320,7 +320,7 @@ def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPool
     """Set every parameter's gradient to that of the batches' mean loss -> the mean of its parts and of the "loss".
 
     The batches are independent (no layer mixes views of different images), so each may run on a core of its own: two cores
-    with a batch each finish in about half the time of two cores sharing every small operation (README, "Speed"). Gradients are
+    with a batch each take two thirds of the time of two cores sharing every small operation (README, "Speed"). Gradients are
     added in the batches' order: the result does not depend on who finishes first.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -412,8 +412,8 @@ def check(config: Config) -> None:
 
 
 def keep_freed_memory() -> None:
-    """glibc gives every large buffer back to the system and takes page faults for the next one; on a CPU that is a fifth of the
-    time (README, "Speed"). Tell it to keep them. Elsewhere than on glibc, nothing."""
+    """glibc gives every large buffer back to the system and takes page faults for the next one; at paper sizes on a CPU that is
+    a fifth of the time (README, "Speed"). Tell it to keep them. Elsewhere than on glibc, nothing."""
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(-8, 1)                    # M_ARENA_MAX: all threads share one heap
