@@ -428,6 +428,8 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
         root = Path(data or "data/rooms")
         there = scenes and all((root / name / "color").is_dir() for name in scenes)               # no others to train on
         seeds = [*range(0 if there else train_rooms), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
+        if data:                              # somebody's folder: add what is missing, rewrite nothing
+            seeds = [seed for seed in seeds if not (root / f"room{seed:04d}_00" / "color").is_dir()]
         rooms.make_rooms(root, seeds, frames=24, width=room_size[1], height=room_size[0])
         dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in range(train_rooms)],
                           [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)])

@@ -175,15 +175,15 @@ def main() -> None:
         module = getattr(network, row, None)
         print(f"{row:6} {text:32} {str(shape):18} {sum(p.numel() for p in module.parameters()) if module else 0:,}")
 
-    near, far, surface = 0.4, 8.0, 2.5
-    z = coarse_samples(near, far, 1, S, "disparity", None)                    # (1, S)
+    near, far, surface = 0.3, 8.0, 2.5
+    z = coarse_samples(near, far, 1, S, "linear", None)                       # (1, S)
     sigma = 30 * torch.exp(-((z - surface) / 0.15) ** 2)                      # a blurred surface
     weights = rendering_weights(sigma, sample_lengths(z, far, torch.ones(1)))
     fine = fine_samples(z, weights, S, None)
     depth = float(render(weights, z[..., None]))
     print(f"One fact: {int(((z - surface).abs() < 0.3).sum())} of {S} coarse samples lie within 0.3 m of a surface at "
-          f"{surface} m, and {int(((fine - surface).abs() < 0.3).sum())} of {S} fine ones; rendered depth {depth:.2f} m, "
-          f"weights sum to {float(weights.sum()):.3f}.")
+          f"{surface} m, and {int(((fine - surface).abs() < 0.3).sum())} of {S} fine ones. The coarse samples alone render a depth "
+          f"of {depth:.2f} m; their weights sum to {float(weights.sum()):.3f}.")
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(10, 5.4), sharex=True, constrained_layout=True,
                                          height_ratios=[3, 1])
     top.step(z[0], weights[0], where="mid", color="#d55e00", label="rendering weight w")

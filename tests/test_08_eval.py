@@ -7,6 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,7 @@ def evaluate(work, *arguments) -> dict:
 
 def test_training_ends_with_the_evaluation_of_an_unseen_room(work):
     metrics = json.loads((work / "run/eval/metrics.json").read_text())
+    assert iio.imread(work / "rooms/room9000_00/color/0.jpg").shape == (48, 64, 3)                # rooms there were kept as they are
     assert metrics["data"] == "rooms" and metrics["scenes"] == ["room9000_00"] and metrics["scenes_seen_in_training"] == []
     for key in ("miou", "total_acc", "avg_acc", "miou_per_image", "psnr", "ssim", "depth_abs_rel", "per_class_iou", "classes",
                 "views", "steps", "seconds", "baseline_copy_nearest", "command", "hardware"):
@@ -152,11 +154,11 @@ def test_the_target_truth_does_not_reach_the_model(work):
     before = evaluate(work, "--scene", "copy", "--scenes", "room9000_00", "--out", "out")
     scene = data.Scene(work / "copy/room9000_00", 48, 64)
     frame = scene.frames[data.protocol(scene)[2][0]]
-    import imageio.v3 as iio
-    iio.imwrite(work / f"copy/room9000_00/color/{frame}.jpg", np.zeros((48, 64, 3), np.uint8))
+    path = work / f"copy/room9000_00/color/{frame}.jpg"
+    iio.imwrite(path, np.zeros_like(iio.imread(path)))
     after = evaluate(work, "--scene", "copy", "--scenes", "room9000_00", "--out", "out")
     assert after["miou"] == before["miou"] and after["depth_abs_rel"] == before["depth_abs_rel"]
-    assert after["images"][0]["psnr"] != before["images"][0]["psnr"] and after["images"][1] ["psnr"] == before["images"][1]["psnr"]
+    assert after["images"][0]["psnr"] != before["images"][0]["psnr"] and after["images"][1]["psnr"] == before["images"][1]["psnr"]
 
 
 def test_too_few_frames_for_the_protocol_is_refused_before_rendering(work):
