@@ -92,7 +92,7 @@ class Config:
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
     device: str = setting("auto", "auto | cpu | cuda")
-    workers: int = setting(0, "threads of one core each that share a step's targets or an image's chunks [0: all on a CPU]")
+    workers: int = setting(0, "threads that share a step's targets or an image's chunks and the CPU's cores [0: as many as help]")
 
 
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
@@ -198,6 +198,7 @@ class SRay(nn.Module):
         """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
         (core_pool) renders the chunks on several cores."""
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
+            """The fine level's pixel values of some rays."""
             with torch.no_grad():                                             # grad mode belongs to a thread
                 return self(sources, pixels, K, c2w, coarse_semantics=False, keep=self.config.keep)["fine"]
         chunks = data.pixel_grid(height, width).to(K.device).split(self.config.chunk)
@@ -326,6 +327,7 @@ def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPool
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(numbered: tuple[int, Batch]):
+        """The gradient of every parameter, and the parts of the loss, of one batch."""
         index, batch = numbered
         loss, parts = batch_loss(model, batch, generator_of(model.config.seed + 1 + index, step))
         return torch.autograd.grad(loss, parameters, allow_unused=True), {**parts, "loss": loss.detach()}
@@ -343,7 +345,7 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
     model.to(device).train()
     trained_before, start = run["seconds"], time.time()
     names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
-    pool, mean = core_pool(config, device), {}
+    pool, mean = core_pool(config, device, config.targets), {}
     with open(out / "log.csv", "a", newline="") as log, ThreadPoolExecutor(1) as loader, \
             tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
                  mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
@@ -423,10 +425,14 @@ def keep_freed_memory() -> None:
         pass
 
 
-def core_pool(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
-    """`workers` threads that use one core each (torch.set_num_threads(1) holds for the thread that calls it); None: no pool."""
-    workers = config.workers or (1 if device.type == "cuda" else torch.get_num_threads())
-    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else None
+def core_pool(config: Config, device: torch.device, jobs: int) -> ThreadPoolExecutor | None:
+    """A pool for so many independent jobs at a time: `workers` threads that share the cores evenly (torch.set_num_threads holds
+    for the thread that calls it). None, for a plain loop, where one worker is enough."""
+    cores = torch.get_num_threads()
+    workers = config.workers or (1 if device.type == "cuda" else max(1, min(cores, jobs)))
+    if workers == 1:
+        return None
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, cores // workers),))
 
 
 def pick_device(name: str) -> torch.device:

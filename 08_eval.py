@@ -135,7 +135,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
     """Render the 4 test views of each scene from its 8 source views -> metrics; writes one sheet a scene into out."""
     L, config = len(data.CLASSES), model.config
     model.to(device).eval()
-    pool = training.core_pool(config, device)
+    pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
     pooled, copied = torch.zeros(L, L + 1, dtype=torch.int64), torch.zeros(L, L + 1, dtype=torch.int64)
     images: list[dict] = []
     with torch.no_grad(), tqdm(total=4 * len(scenes), desc="evaluating", unit="view", dynamic_ncols=True,
@@ -167,6 +167,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
             images += [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in shots]
 
     def mean(key: str) -> float | None:
+        """Over the images that have it."""
         values = [image[key] for image in images if image[key] is not None]
         return sum(values) / len(values) if values else None
     return {**label_metrics(pooled), "miou_per_image": mean("miou"), "psnr": mean("psnr"), "ssim": mean("ssim"),

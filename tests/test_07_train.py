@@ -206,7 +206,7 @@ def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     model, frames = make_model(config), list(range(len(scene)))
     batches = training.draw_batches([scene], [frames], config, 0)
     assert [len(b.pixels) for b in batches] == [10, 10, 10] and all(len(b.extra_images) == 2 for b in batches)
-    parts = training.training_step(model, batches, 5, training.core_pool(config, torch.device("cpu")))
+    parts = training.training_step(model, batches, 5, training.core_pool(config, torch.device("cpu"), 2))
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     loss = sum(training.batch_loss(model, b, training.generator_of(config.seed + 1 + i, 5))[0] for i, b in enumerate(batches)) / 3
