@@ -492,6 +492,7 @@ def make_room(seed):
     room, objects = Item(WALL), []
 
     def fits(lo, hi):
+        """May a box (lo, hi) stand there: inside the room, off the camera's way, clear of what is placed?"""
         if (lo[:2] < -size[:2] / 2 - 1e-6).any() or (hi[:2] > size[:2] / 2 + 1e-6).any() or hi[2] > size[2]:
             return False
         if hi[2] > 1.0 and lo[2] < 1.9:  # as tall as the camera: keep clear of its way
@@ -501,6 +502,7 @@ def make_room(seed):
         return all((lo >= h - .01).any() or (hi <= l + .01).any() for _, l, h in objects)
 
     def place(build):
+        """Try to place a newly built item, against a wall or (tables) in the middle; True if it found room."""
         for attempt in range(8):
             item = build(rng)
             lo, hi = item.bounds()
@@ -713,6 +715,7 @@ def _texture(kind, a, b, ha, hb, front, p, seed, foot):
     metres of surface under the pixel, to fade a pattern before it aliases.
     """
     def wave(period, x):
+        """A sine over x metres that fades out before it aliases."""
         return np.sin(2 * np.pi * x / period) * np.clip(1.5 - 3 * foot / period, 0, 1)
 
     s, t = a * ha, b * hb

@@ -340,12 +340,19 @@ def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPool
 
 
 def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device) -> None:
-    """Train from first_step to config.steps; out/checkpoint.pt every save_every steps and at the end, out/log.csv."""
+    """Train from first_step to config.steps; out/checkpoint.pt every save_every steps (once their loss is known
+    to be finite) and at the end, out/log.csv."""
     config, path = model.config, out / "checkpoint.pt"
     model.to(device).train()
     trained_before, start = run["seconds"], time.time()
     names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
     pool, mean = core_pool(config, device, config.targets), {}
+
+    def save(steps_done: int) -> None:
+        """Write the checkpoint of the weights as they are now."""
+        run["seconds"] = trained_before + time.time() - start
+        save_checkpoint(path, model, optimiser, steps_done, run)
+
     with open(out / "log.csv", "a", newline="") as log, ThreadPoolExecutor(1) as loader, \
             tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
                  mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
@@ -358,12 +365,15 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
             parts = training_step(model, batches, step, pool)
-            if not math.isfinite(parts["loss"]):
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
                 kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
                 values = ", ".join(f"{key} {parts[key]:.4g}" for key in names)
-                raise data.DataError(f"step {step}: the loss is {parts['loss']} ({values}); training stopped, {kept}; "
-                                     "resume from it with a lower --lr")
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                raise data.DataError(f"step {step}: the loss is {parts['loss']}, its gradient's norm {norm:.4g} ({values}); "
+                                     f"training stopped, {kept}; resume from it with a lower --lr")
+            if step > first_step and step % config.save_every == 0:           # only weights that have just shown a finite loss
+                save(step)
+                log.flush()
             optimiser.step()
             bar.update()
             mean = {key: 0.98 * mean.get(key, parts[key]) + 0.02 * parts[key] for key in names}
@@ -371,10 +381,8 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
                 csv.writer(log).writerow([step + 1, *(f"{v:.5g}" for v in mean.values()), f"{time.time() - start:.1f}"])
                 rate = (step + 1 - first_step) * config.rays / (time.time() - start)
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in mean.items()}, "rays/s": f"{rate:,.0f}"}, refresh=False)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                run["seconds"] = trained_before + time.time() - start
-                save_checkpoint(path, model, optimiser, step + 1, run)
-                log.flush()
+    if first_step < config.steps:
+        save(config.steps)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
