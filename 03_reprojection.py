@@ -30,19 +30,49 @@ encoder = import_module("02_encoder")        # STRIDE, CHANNELS: what a feature 
 class Context(NamedTuple):
     """The initial 3D contextual space M and what was looked up with it."""
     M: Tensor             # (R, S, V, C)  features + direction embedding, 0 where the mask is false
-    colours: Tensor       # (R, S, V, 3)  source colours in [0, 1], 0 where the mask is false
+    colours: Tensor | None   # (R, S, V, 3)  source colours in [0, 1], 0 where the mask is false; None if not asked for
     differences: Tensor   # (R, S, V, 4)  direction differences
     mask: Tensor          # (R, S, V)     bool: in front of the camera and inside its image
 
 
 def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:
     """Bilinear lookup: maps (V, C, h, w) whose cell (i, j) is centred on pixel (stride i, stride j), at pixels (R, S, V, 2)
-    -> (R, S, V, C). Beyond the outermost centres the border value holds."""
+    -> (R, S, V, C). Beyond the outermost centres the border value holds. No gradient reaches the pixels."""
     V, C, h, w = maps.shape
+    if maps.device.type == "cpu" and C >= 16:                                 # wide maps: `Gather` is the faster way
+        cell = pixels.detach() / stride
+        u, v = cell[..., 0].clamp(0, w - 1), cell[..., 1].clamp(0, h - 1)     # (R, S, V)
+        left, top = u.floor(), v.floor()
+        u, v, right = u - left, v - top, (left + 1).clamp(max=w - 1)
+        row = (torch.arange(V) * h + top) * w                                 # (R, S, V) where the upper row of cells begins
+        below = (top < h - 1) * w                                             # and how much further the lower one
+        index = torch.stack([row + left, row + right, row + below + left, row + below + right], dim=-1).int()
+        weight = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=-1)        # (R, S, V, 4)
+        table = maps.permute(0, 2, 3, 1).reshape(-1, C)                       # a row for each cell of each view
+        return Gather.apply(table, index.view(-1, 4), weight.view(-1, 4)).view(*pixels.shape[:-1], C)
     half = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype) / 2
     grid = (pixels / stride / half - 1).permute(2, 0, 1, 3)                   # (V, R, S, 2): -1 first centre, +1 last
     out = F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)   # (V, C, R, S)
     return out.permute(2, 3, 0, 1)                                            # (R, S, V, C)
+
+
+class Gather(torch.autograd.Function):
+    """out[n] = sum_i weight[n,i] table[index[n,i]]: table (P, C), index (N, 4), weight (N, 4) -> (N, C). The bilinear lookup as
+    rows of a table: whole rows of C numbers are read and written, where F.grid_sample walks through one channel at a time."""
+
+    @staticmethod
+    def forward(ctx, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weight)
+        ctx.rows = len(table)
+        return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        index, weight = ctx.saved_tensors
+        table = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        for i in range(index.shape[1]):
+            table.index_add_(0, index[:, i], gradient * weight[:, i:i + 1])
+        return table, None, None
 
 
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
@@ -58,12 +88,12 @@ class Reprojection(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, encoder.CHANNELS), nn.ELU())
+        self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(inplace=True), nn.Linear(16, encoder.CHANNELS), nn.ELU())
 
     def forward(self, points: Tensor, query_origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
-                c2w: Tensor) -> Context:
+                c2w: Tensor, colour: bool = True) -> Context:
         """points (R, S, 3), query camera centre (3,), source features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3),
-        c2w (V, 4, 4) -> Context."""
+        c2w (V, 4, 4) -> Context; colour=False leaves its colours out."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         last = torch.tensor([W - 1, H - 1], device=pixels.device)
@@ -71,8 +101,8 @@ class Reprojection(nn.Module):
         pixels = torch.where(mask[..., None], pixels, torch.zeros_like(pixels))                  # finite everywhere
         differences = direction_differences(points, query_origin, c2w[:, :3, 3])                 # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
-        M = (L20 + self.L21(differences)) * mask[..., None]                   # L22: (R, S, V, C)
-        colours = lookup(images, pixels, 1) * mask[..., None]                 # (R, S, V, 3)
+        M = self.L21(differences).add_(L20).mul_(mask[..., None])             # L22: (R, S, V, C)
+        colours = lookup(images, pixels, 1) * mask[..., None] if colour else None                # (R, S, V, 3)
         return Context(M, colours, differences, mask)
 
 

@@ -28,31 +28,51 @@ from torch import Tensor, nn
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
-EINSUM_UP_TO = 32       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two (forward +
-#                         backward, 3072 sequences, head dim 8, one thread: length 24, 18 ms against 28; 48, 55 against 52)
+EINSUM_UP_TO = 32       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two
+
+
+class Softmax(torch.autograd.Function):
+    """softmax over the last axis, written out: over rows of 8 PyTorch's own takes several times as long on a CPU (its inner loop
+    is the row; `python 10_benchmark.py --notes` has the figures)."""
+
+    @staticmethod
+    def forward(ctx, score: Tensor) -> Tensor:
+        p = score - score.amax(dim=-1, keepdim=True)
+        p.mul_(math.log2(math.e)).exp2_()                                     # exp2: exp is slow where it underflows
+        p /= p.sum(dim=-1, keepdim=True)
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        p, = ctx.saved_tensors
+        weighted = gradient * p
+        return weighted.sub_(p * weighted.sum(dim=-1, keepdim=True))          # p_t (g_t - sum_u p_u g_u)
+
+
+def readable_keys(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """mask (..., t), true where a key may be read -> what is added to the scores: 0 there, -inf elsewhere. A row in which nothing
+    may be read reads everything: finite, and masked out by whoever uses it."""
+    mask = mask | ~mask.any(dim=-1, keepdim=True)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Multi-head attention over the second-to-last axis, as an equation. This is the definition.
 
     q (B, A, s, D), k, v (B, A, t, D), mask (B, 1 or A, t): which keys may be read -> (B, A, s, D).
-    A row with no readable key returns the plain mean of the values: finite, and masked out by whoever uses it.
     """
     # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
     score = torch.einsum("basd,batd->bast", q / math.sqrt(q.shape[-1]), k)
-    score.masked_fill_(~mask[:, :, None, :], torch.finfo(score.dtype).min / 2)
+    score += readable_keys(mask, score.dtype)[:, :, None]
     # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
-    return torch.einsum("bast,batd->basd", score.softmax(dim=-1), v)
+    return torch.einsum("bast,batd->basd", Softmax.apply(score), v)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """The same function through PyTorch's fused kernel, which never stores the (s, t) scores."""
-    if bool(mask.all()):
-        return F.scaled_dot_product_attention(q, k, v)
-    readable = mask.any(dim=-1, keepdim=True)                                 # (B, 1 or A, 1)
-    q = q * readable[..., None]       # no key: all scores 0, no bias, so the plain mean and its gradient, as in the definition
-    bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask & readable, torch.finfo(q.dtype).min / 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, :, None, :].expand(-1, q.shape[1], q.shape[2], -1))
+    bias = None if bool(mask.all()) else readable_keys(mask, q.dtype)[:, :, None].expand(-1, q.shape[1], q.shape[2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def sample_positions(index: int | Tensor, channels: int, device=None) -> Tensor:
@@ -92,7 +112,7 @@ class MultiHeadAttention(nn.Module):
         parts = [attend(*part) for part in zip(*(t.split(max(1, FUSED_LIMIT // (G * A))) for t in (q, k, v, keys)))]
         z = parts[0] if len(parts) == 1 else torch.cat(parts)                 # (R, G*A, n, D)
         z = self.out(z.transpose(1, 2).reshape(asking.shape))                 # (R, n, G, C)
-        return self.norm(asking + (F.relu(z) if self.relu else z))
+        return self.norm(asking + (F.relu_(z) if self.relu else z))
 
 
 class CRA(nn.Module):

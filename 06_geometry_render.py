@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
+weighting = import_module("05_weighting")    # linear_of_parts
 
 
 # ---------------------------------------------------------------------------------------------------- Table 11
@@ -34,7 +35,7 @@ cra = import_module("04_cra")                # MultiHeadAttention, sample_positi
 class Geometry(NamedTuple):
     """What the geometry-aware network says about each sample."""
     sigma: Tensor        # (R, S)        density, 0 where no view is valid
-    colour: Tensor       # (R, S, 3)     blended source colours
+    colour: Tensor | None   # (R, S, 3)  blended source colours; None if not asked for
     visibility: Tensor   # (R, S, V, 1)  Table 11, L3: each view's weight; Table 10's 37th input
 
 
@@ -50,17 +51,18 @@ class GeometryNetwork(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
-        self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU())
+        self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU(inplace=True))
         self.L2 = nn.Linear(channels, 1)
-        self.L8 = nn.Sequential(nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 16), nn.ELU())
+        self.L8 = nn.Sequential(nn.Linear(64, 32), nn.ELU(inplace=True), nn.Linear(32, 16), nn.ELU(inplace=True))
         self.L9 = cra.MultiHeadAttention(16, heads, fused=fused)
         self.L10 = nn.Sequential(nn.Linear(16, 16), nn.ELU())
         self.L11 = nn.Linear(16, 1)
-        self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(), nn.Linear(16, 8), nn.ELU(), nn.Linear(8, 1))
+        self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(inplace=True), nn.Linear(16, 8), nn.ELU(inplace=True),
+                                   nn.Linear(8, 1))
 
-    def forward(self, M: Tensor, colours: Tensor, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
-        """M (R, S, V, C), colours (R, S, V, 3), differences (R, S, V, 4), mask (R, S, V) -> Geometry. index (R, S):
-        positions along the ray to embed instead of 0 .. S-1."""
+    def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
+        """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask (R, S, V) -> Geometry.
+        index (R, S): positions along the ray to embed instead of 0 .. S-1."""
         R, S, V, C = M.shape
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = self.L1(M) * L3                                                  # (R, S, V, 32)
@@ -76,11 +78,13 @@ class GeometryNetwork(nn.Module):
         position = cra.sample_positions(S if index is None else index, 16, M.device).to(M.dtype)
         L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]     # (R, S, 16)
         sigma = self.density(self.L11(self.L10(L9)).squeeze(-1)) * seen       # (R, S)
+        if colours is None:
+            return Geometry(sigma, None, L3)
 
-        score = self.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)                  # (R, S, V)
-        score = score.masked_fill(~mask, torch.finfo(score.dtype).min / 2)
+        score = weighting.linear_of_parts(self.blend[0], L4, torch.cat([L3, differences], dim=-1))
+        score = self.blend[1:](score).squeeze(-1) + cra.readable_keys(mask, score.dtype)          # (R, S, V)
         # colour[r,s,k] = sum_v softmax_v(score)[r,s,v] colours[r,s,v,k]
-        colour = torch.einsum("rsv,rsvk->rsk", score.softmax(dim=-1), colours.to(score.dtype))
+        colour = weighting.semantic_ray(cra.Softmax.apply(score), colours.to(score.dtype))        # (R, S, 3)
         return Geometry(sigma, colour, L3)
 
 
@@ -94,22 +98,19 @@ def spaced_depths(near: float, far: float, count: int, spacing: str, device=None
     return {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
 
 
-def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str, generator: torch.Generator | None,
-                   device=None) -> Tensor:
-    """Depths (R, S) increasing along z, one in each bin: its middle, or with a generator anywhere in it (training)."""
+def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str, jitter: Tensor | None, device=None) -> Tensor:
+    """Depths (R, S) increasing along z, one in each bin: its middle, or with jitter (R, S) in [0, 1) that far into it (training)."""
     edges = spaced_depths(near, far, count, spacing, device)                  # (S + 1,)
-    where = torch.full((rays, count), 0.5, device=device)
-    if generator is not None:
-        where = torch.rand(rays, count, generator=generator).to(device)
+    where = torch.full((rays, count), 0.5, device=device) if jitter is None else jitter
     return edges[:-1] + where * (edges[1:] - edges[:-1])                      # (R, S)
 
 
-def fine_samples(z: Tensor, weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:
     """Importance sampling (NeRF, section 5.2): coarse depths z (R, S) and rendering weights (R, S) -> depths (R, count),
     increasing, drawn from the piecewise-constant density that has a bin around every coarse sample.
 
-    Without a generator the draws are the middles of `count` even strata of the distribution. A floor of 1e-3
-    in all, spread evenly, makes a ray that meets nothing sampled evenly. No gradient.
+    The distribution is cut into `count` even strata: one draw from the middle of each, or with jitter (R, count) in [0, 1) that far
+    into it. A floor of 1e-3 in all, spread evenly, makes a ray that meets nothing sampled evenly. No gradient.
     """
     z, weights = z.detach(), weights.detach()
     R, S = z.shape
@@ -117,9 +118,7 @@ def fine_samples(z: Tensor, weights: Tensor, count: int, generator: torch.Genera
     edges = torch.cat([z[:, :1], middle, z[:, -1:]], dim=1)                   # (R, S + 1): a bin around every sample
     p = weights + 1e-3 / S
     cdf = torch.cat([torch.zeros_like(p[:, :1]), (p / p.sum(1, keepdim=True)).cumsum(1)], dim=1)  # (R, S + 1), 0 .. 1
-    u = torch.full((R, count), 0.5, device=z.device)
-    if generator is not None:
-        u = torch.rand(R, count, generator=generator).to(z.device)
+    u = torch.full((R, count), 0.5, device=z.device) if jitter is None else jitter
     u = ((torch.arange(count, device=z.device) + u) / count).to(z.dtype)      # (R, count) one in each stratum, increasing
     bin = (torch.searchsorted(cdf, u.contiguous(), right=True) - 1).clamp(0, S - 1)               # (R, count)
     low, high = cdf.gather(1, bin), cdf.gather(1, bin + 1)

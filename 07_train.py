@@ -88,6 +88,7 @@ class Config:
     save_every: int = setting(1000, "steps between checkpoints")
     keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
     chunk: int = setting(256, "rays rendered at a time in evaluation")
+    piece: int = setting(0, "rays that go forward and backward together in training [0: 128 on a CPU, all of them on a GPU]")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
@@ -126,11 +127,11 @@ class Level(nn.Module):
         self.weights = weighting.WeightNetwork(tau=config.tau)
         self.head = nn.Linear(encoder.CHANNELS, len(data.CLASSES))
 
-    def look(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources) -> tuple:
+    def look(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources, colour: bool) -> tuple:
         """origin (3,), directions (R, 3), depths z (R, S) -> what the views show there: Context, Geometry and the positions to
-        embed, None for 0 .. S-1."""
+        embed, None for 0 .. S-1. Without colour: the density alone."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        context = self.reprojection(points, origin, *sources)
+        context = self.reprojection(points, origin, *sources, colour)
         c, index = self.config, None
         if c.position == "depth":
             index = z.shape[1] * (1 / c.near - 1 / z) / (1 / c.near - 1 / c.far)                  # (R, S) in 0 .. S
@@ -162,34 +163,35 @@ class SRay(nn.Module):
         """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
         return Sources(self.encoder(views.images), views.images, views.K, views.c2w)
 
-    def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, generator: torch.Generator | None = None,
-                coarse_semantics: bool = True, keep: int = 0) -> dict[str, dict[str, Tensor]]:
+    def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, jitter: Tensor | None = None,
+                fine_only: bool = False, keep: int = 0) -> dict[str, dict[str, Tensor]]:
         """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...}, each with pixel values
         logits (R, L), colour (R, 3), depth (R,) in metres along z, and per sample z (R, S), weights (R, S), w (R, S, V).
 
-        generator: jitters the samples (training); None: fixed samples. coarse_semantics=False (inference) leaves CRA,
-        weight network and head out on the coarse samples: the density needs none of them. keep > 0 (inference): only the
-        `keep` samples of largest weight on each ray get logits and w.
+        jitter (R, coarse + fine) in [0, 1) moves the samples (training); None: fixed samples. fine_only (inference) computes
+        nothing but the density of the coarse samples, which places the fine ones: colour, CRA, weight network and head are
+        left out there. keep > 0 (inference): only the `keep` samples of largest weight on each ray get logits and w.
         """
         c = self.config
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
         length = directions.norm(dim=-1)                                      # (R,) metres of ray per metre of z
-        z = geometry.coarse_samples(c.near, c.far, len(pixels), c.coarse, c.spacing, generator, pixels.device)
+        first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
+        z = geometry.coarse_samples(c.near, c.far, len(pixels), c.coarse, c.spacing, first, pixels.device)
         result = {}
-        for name, level, semantics in (("coarse", self.coarse, coarse_semantics), ("fine", self.fine, True)):
-            context, seen, index = level.look(origin, directions, z, sources)
+        for name, level, rendered in (("coarse", self.coarse, not fine_only), ("fine", self.fine, True)):
+            context, seen, index = level.look(origin, directions, z, sources, rendered)
             delta = geometry.sample_lengths(z, c.far, length) if c.use_delta else None
             weights = geometry.rendering_weights(seen.sigma, delta)           # (R, S)
             # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
             depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
-            result[name] = {"colour": geometry.render(weights, seen.colour), "depth": depth, "z": z, "weights": weights}
-            if semantics:
+            result[name] = {"depth": depth, "z": z, "weights": weights}
+            if rendered:
                 top = weights.topk(keep, dim=1).indices.sort(dim=1).values if 0 < keep < z.shape[1] else None   # (R, keep)
                 logits, w = level.label(context, seen, index, top)
                 kept = weights if top is None else weights.gather(1, top)
-                result[name] |= {"logits": geometry.render(kept, logits), "w": w}
+                result[name] |= {"colour": geometry.render(weights, seen.colour), "logits": geometry.render(kept, logits), "w": w}
             if name == "coarse":
-                extra = geometry.fine_samples(z, weights, c.fine, generator)  # (R, fine)
+                extra = geometry.fine_samples(z, weights, c.fine, second)     # (R, fine)
                 z = torch.cat([z, extra], dim=1).sort(dim=1).values if c.union else extra
         return result
 
@@ -200,7 +202,7 @@ class SRay(nn.Module):
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
             """The fine level's pixel values of some rays."""
             with torch.no_grad():                                             # grad mode belongs to a thread
-                return self(sources, pixels, K, c2w, coarse_semantics=False, keep=self.config.keep)["fine"]
+                return self(sources, pixels, K, c2w, fine_only=True, keep=self.config.keep)["fine"]
         chunks = data.pixel_grid(height, width).to(K.device).split(self.config.chunk)
         parts = list((pool.map if pool else map)(render_chunk, chunks))
         return {key: torch.cat([p[key] for p in parts]).view(height, width, *parts[0][key].shape[1:])
@@ -304,17 +306,47 @@ def learning_rate(config: Config, step: int) -> float:
     return (config.lr_final + (config.lr - config.lr_final) * cosine) * min(1.0, (step + 1) / warm)
 
 
-def batch_loss(model: SRay, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total loss of one batch (eq. 2, and the source-view loss) and its parts."""
-    config, V = model.config, len(batch.sources.K)
+def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The share of some rays (indices into the batch's) in eq. 2, total and parts: the shares of all pieces sum to the loss."""
+    config, labels = model.config, batch.labels[rays]
+    result = model(sources, batch.pixels[rays], batch.K, batch.c2w, jitter[rays])
+    semantic, photometric = losses(result, batch.colours[rays], labels)       # means over these rays
+    semantic = semantic * (labels != data.IGNORE).sum() / (batch.labels != data.IGNORE).sum().clamp(min=1)
+    photometric = photometric * (len(rays) / len(batch.labels))
+    loss = config.lambda1 * semantic + config.lambda2 * photometric
+    return loss, {"semantic": semantic.detach(), "photometric": photometric.detach(), "loss": loss.detach()}
+
+
+def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generator: torch.Generator) -> tuple[list, dict]:
+    """The gradient of one batch's loss (eq. 2, and the source-view loss) for each parameter, None where there is none; and the
+    parts of the loss.
+
+    The rays are independent once the source views are encoded: they go forward and backward `piece` at a time, so that memory
+    does not grow with their number. The features collect the gradients of all pieces; the encoder goes backward once.
+    """
+    config, V, R = model.config, len(batch.sources.K), len(batch.pixels)
     features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))              # (V + E, C, h, w)
-    sources = Sources(features[:V], batch.sources.images, batch.sources.K, batch.sources.c2w)
-    semantic, photometric = losses(model(sources, batch.pixels, batch.K, batch.c2w, generator), batch.colours, batch.labels)
-    loss, parts = config.lambda1 * semantic + config.lambda2 * photometric, {"semantic": semantic, "photometric": photometric}
+    leaf = features.detach().requires_grad_()
+    sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w)
+    jitter = torch.rand(R, config.coarse + config.fine, generator=generator).to(leaf.device)
+    sums: list = [None] * (1 + len(parameters))
+    parts: dict = {}
+
+    def add(loss: Tensor, found: dict) -> None:
+        """Add the gradients of one piece of the loss, and its parts."""
+        for i, gradient in enumerate(torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)):
+            if gradient is not None:
+                sums[i] = gradient if sums[i] is None else sums[i].add_(gradient)
+        parts.update({key: parts.get(key, 0) + value for key, value in found.items()})
+
+    size = config.piece or (R if leaf.is_cuda else 128)
+    for rays in torch.arange(R, device=leaf.device).split(size):
+        add(*batch_loss(model, sources, batch, rays, jitter))
     if config.source_loss:
-        parts["source"] = source_view_loss(model, features, torch.cat([batch.sources.labels, batch.extra_labels]))
-        loss = loss + config.source_loss * parts["source"]
-    return loss, {key: value.detach() for key, value in parts.items()}
+        loss = source_view_loss(model, leaf, torch.cat([batch.sources.labels, batch.extra_labels]))
+        add(config.source_loss * loss, {"source": loss.detach(), "loss": config.source_loss * loss.detach()})
+    encoded = torch.autograd.grad(features, parameters, sums[0], allow_unused=True)
+    return [a if b is None else b for a, b in zip(sums[1:], encoded)], parts  # a parameter is the encoder's or not
 
 
 def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPoolExecutor | None = None) -> dict[str, float]:
@@ -327,10 +359,9 @@ def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPool
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients(numbered: tuple[int, Batch]):
-        """The gradient of every parameter, and the parts of the loss, of one batch."""
+        """The gradients and the parts of the loss of one batch."""
         index, batch = numbered
-        loss, parts = batch_loss(model, batch, generator_of(model.config.seed + 1 + index, step))
-        return torch.autograd.grad(loss, parameters, allow_unused=True), {**parts, "loss": loss.detach()}
+        return batch_gradients(model, batch, parameters, generator_of(model.config.seed + 1 + index, step))
 
     results = list((pool.map if pool else map)(gradients, enumerate(batches)))
     for parameter, *grads in zip(parameters, *(g for g, _ in results)):
@@ -421,9 +452,11 @@ def check(config: Config) -> None:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: one of {', '.join(allowed)}")
 
 
-def keep_freed_memory() -> None:
-    """glibc gives every large buffer back to the system and takes page faults for the next one; at paper sizes on a CPU that is
-    a fifth of the time (README, "Speed"). Tell it to keep them. Elsewhere than on glibc, nothing."""
+def prepare_cpu() -> None:
+    """Two settings of the processor, each worth a good part of the time at paper sizes (README, "Speed"). Numbers below 1e-38
+    become zero: gradients are full of them, and a CPU computes them by a slow way. And glibc, which gives every large buffer back to
+    the system and takes page faults for the next one, is told to keep them; elsewhere than on glibc, nothing."""
+    torch.set_flush_denormal(True)             # holds for this thread and those it starts
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(-8, 1)                    # M_ARENA_MAX: all threads share one heap
@@ -519,7 +552,7 @@ def training_frames(scene, run: dict, config: Config) -> list[int]:
 
 
 def main() -> None:
-    keep_freed_memory()
+    prepare_cpu()
     args = parse_arguments()
     config, state, name, why = starting_point(args)
     check(config)

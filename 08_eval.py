@@ -208,7 +208,7 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.time()
-    training.keep_freed_memory()
+    training.prepare_cpu()
     model, state = training.load_checkpoint(args.checkpoint)
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:

@@ -60,6 +60,20 @@ def test_the_lookup_equals_a_bilinear_loop_and_holds_the_border():
         torch.testing.assert_close(found[r, s, v], bilinear(maps[v], x, y))
 
 
+def test_wide_maps_are_looked_up_by_rows_with_the_values_and_the_gradient_of_grid_sample():
+    """Maps of 16 or more channels take another way on a CPU than narrow ones: the same function."""
+    pixels = torch.rand(R, S, V, 2, dtype=torch.float64) * 40 - 4
+    pixels[0, 0] = torch.tensor([4.0 * 7, 4.0 * 5])                                    # the last centre of all, exactly
+    upstream = torch.randn(R, S, V, 24, dtype=torch.float64)
+    maps = torch.rand(V, 24, 6, 8, dtype=torch.float64, requires_grad=True)
+    wide = reprojection.lookup(maps, pixels, 4)
+    narrow = torch.cat([reprojection.lookup(part, pixels, 4) for part in maps.split(8, dim=1)], dim=-1)
+    torch.testing.assert_close(wide, narrow)
+    torch.testing.assert_close(*(torch.autograd.grad((out * upstream).sum(), maps)[0] for out in (wide, narrow)))
+    single = torch.rand(V, 24, 1, 1, dtype=torch.float64)                              # a map of one cell is that cell everywhere
+    torch.testing.assert_close(reprojection.lookup(single, pixels, 4), single[:, :, 0, 0].expand(R, S, V, 24))
+
+
 def test_context_equals_a_loop_over_rays_samples_and_views():
     points, features, images, K, c2w = scene()
     torch.manual_seed(0)

@@ -65,6 +65,20 @@ def test_attention_equals_torchs_in_value_and_gradient(function, masked):
         torch.testing.assert_close(a, b)
 
 
+def test_the_softmax_equals_torchs_in_value_and_gradient():
+    score = 30 * normal(3, 4, 5, 7)
+    score[0, 1, :, 2:5] = -torch.inf
+    score.requires_grad_()
+    upstream = normal(3, 4, 5, 7, seed=1)
+    for ours, theirs in ((cra.Softmax.apply(score), score.softmax(-1)),):
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*(torch.autograd.grad((p * upstream).sum(), score)[0] for p in (ours, theirs)))
+    assert torch.autograd.gradcheck(cra.Softmax.apply, normal(2, 3, 4).requires_grad_())
+    huge = torch.tensor([[1e4, -1e4, 1e4]], requires_grad=True)
+    cra.Softmax.apply(huge)[0, 0].backward()
+    torch.testing.assert_close(huge.grad, torch.tensor([[0.25, 0.0, -0.25]]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fused_attention_equals_the_definition_also_in_rows_without_a_key(dtype):
     B, A, s, t, D = 3, 4, 5, 5, 8
@@ -78,7 +92,8 @@ def test_fused_attention_equals_the_definition_also_in_rows_without_a_key(dtype)
         out = function(*leaves, mask)
         results.append([out, *torch.autograd.grad((out * upstream).sum(), leaves)])
     (out, *_), _ = results
-    torch.testing.assert_close(out[1], leaves[2][1].mean(1, keepdim=True).expand(A, s, D))     # the plain mean of the values
+    everything = cra.attention(*(x[1:2] for x in leaves), torch.ones(1, A, t, dtype=torch.bool))
+    torch.testing.assert_close(out[1:2], everything)                                   # it reads everything
     for a, b in zip(*results):
         torch.testing.assert_close(a, b)
 

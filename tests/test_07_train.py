@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 rooms, data, training = import_module("00_rooms"), import_module("01_data"), import_module("07_train")
 ROOT = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def test_inference_needs_no_semantics_on_the_coarse_samples(scene, monkeypatch):
         sources = model.encode(views)
         full = model(sources, some_pixels(), target.K, target.c2w)["fine"]
         monkeypatch.setattr(model.coarse.cra, "forward", lambda *_: pytest.fail("CRA ran on the coarse samples"))
-        light = model(sources, some_pixels(), target.K, target.c2w, coarse_semantics=False)["fine"]
+        light = model(sources, some_pixels(), target.K, target.c2w, fine_only=True)["fine"]
     for key in ("colour", "logits", "depth"):
         assert torch.equal(full[key], light[key])
 
@@ -105,7 +106,7 @@ def test_keeping_some_samples_leaves_their_logits_and_drops_only_the_weight_of_t
         sources = model.encode(views)
         origin, directions = data.rays(some_pixels(), target.K, target.c2w)
         z = torch.linspace(1, 4, 6).expand(17, 6)
-        context, seen, index = model.fine.look(origin, directions, z, sources)
+        context, seen, index = model.fine.look(origin, directions, z, sources, True)
         every, w = model.fine.label(context, seen, index, None)
         keep = torch.tensor([1, 2, 5]).expand(17, 3)
         some, w_some = model.fine.label(context, seen, index, keep)
@@ -201,6 +202,35 @@ def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(s
     assert torch.equal(again.pixels, batch.pixels) and torch.equal(again.c2w, batch.c2w)
 
 
+def loss_in_one_graph(model, batch, generator):
+    """Eq. 1, eq. 2 and the source-view loss as they are written: every ray in one graph, the encoder in it."""
+    config = model.config
+    views = torch.cat([batch.sources.images, batch.extra_images])
+    features = model.encoder(views)
+    sources = training.Sources(features[:len(batch.sources.K)], batch.sources.images, batch.sources.K, batch.sources.c2w)
+    jitter = torch.rand(len(batch.pixels), config.coarse + config.fine, generator=generator)
+    result = model(sources, batch.pixels, batch.K, batch.c2w, jitter)
+    semantic = sum(F.cross_entropy(result[level]["logits"], batch.labels, ignore_index=-1) for level in ("coarse", "fine"))
+    photometric = sum((result[level]["colour"] - batch.colours).square().mean() for level in ("coarse", "fine"))
+    source = training.source_view_loss(model, features, torch.cat([batch.sources.labels, batch.extra_labels]))
+    return config.lambda1 * semantic + config.lambda2 * photometric + config.source_loss * source
+
+
+@pytest.mark.parametrize("piece", [1, 7, 29, 64])
+def test_rays_in_pieces_give_the_gradient_of_them_all(scene, piece):
+    config = replace(SMALL, rays=29, source_loss=0.5, piece=piece, lambda1=0.3)
+    model = make_model(config)
+    batch = training.draw_batches([scene], [list(range(len(scene)))], config, 0)[0]
+    batch.labels[:9] = -1                                                     # pieces with few labelled rays, or none
+    parameters = list(model.parameters())
+    found, parts = training.batch_gradients(model, batch, parameters, training.generator_of(0, 3))
+    loss = loss_in_one_graph(model, batch, training.generator_of(0, 3))
+    expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert float(parts["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
+
+
 def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     config = replace(SMALL, targets=3, extra_views=2, source_loss=0.5, workers=2)
     model, frames = make_model(config), list(range(len(scene)))
@@ -209,7 +239,7 @@ def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     parts = training.training_step(model, batches, 5, training.core_pool(config, torch.device("cpu"), 2))
     got = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    loss = sum(training.batch_loss(model, b, training.generator_of(config.seed + 1 + i, 5))[0] for i, b in enumerate(batches)) / 3
+    loss = sum(loss_in_one_graph(model, b, training.generator_of(config.seed + 1 + i, 5)) for i, b in enumerate(batches)) / 3
     loss.backward()
     assert parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for name, p in model.named_parameters():
