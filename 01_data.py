@@ -282,18 +282,26 @@ class Scene:
             packed[..., 4:] = np.ascontiguousarray(mm.astype(np.uint16))[..., None].view(np.uint8)
         return packed
 
-    def load(self, index: int) -> np.ndarray:
-        """Frame `index` (0..N-1) decoded at training resolution, from the cache if it is there: (H, W, 6) uint8."""
+    def cached(self, index: int) -> bool:
+        """Is frame `index` decoded already?"""
+        return self.cache_path(index).exists()
+
+    def cache_path(self, index: int) -> Path:
+        """Where frame `index` is kept decoded: the name carries size and time of its files."""
         frame = self.frames[index]
         stamp = "".join(f"{p.stat().st_size}.{p.stat().st_mtime_ns};" for p in self.files(frame) if p.exists())
-        path = self.cache / f"{frame}_{hashlib.sha1(stamp.encode()).hexdigest()[:10]}.npy"
+        return self.cache / f"{frame}_{hashlib.sha1(stamp.encode()).hexdigest()[:10]}.npy"
+
+    def load(self, index: int) -> np.ndarray:
+        """Frame `index` (0..N-1) decoded at training resolution, from the cache if it is there: (H, W, 6) uint8."""
+        path = self.cache_path(index)
         try:
             packed = np.load(path)
             if packed.shape == (self.height, self.width, 6) and packed.dtype == np.uint8:
                 return packed
         except (OSError, ValueError, EOFError):
             pass                              # not there, or half-written by something else: decode (again)
-        packed = self.decode(frame)
+        packed = self.decode(self.frames[index])
         try:
             write_atomically(path, lambda file: np.save(file, packed))
         except OSError as error:

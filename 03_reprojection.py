@@ -101,7 +101,7 @@ class Reprojection(nn.Module):
         pixels = torch.where(mask[..., None], pixels, torch.zeros_like(pixels))                  # finite everywhere
         differences = direction_differences(points, query_origin, c2w[:, :3, 3])                 # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
-        M = self.L21(differences).add_(L20).mul_(mask[..., None])             # L22: (R, S, V, C)
+        M = L20.add_(self.L21(differences)).mul_(mask[..., None])             # L22: (R, S, V, C)
         colours = lookup(images, pixels, 1) * mask[..., None] if colour else None                # (R, S, V, 3)
         return Context(M, colours, differences, mask)
 

@@ -86,7 +86,7 @@ class WeightNetwork(nn.Module):
 
     def forward(self, M: Tensor, differences: Tensor, visibility: Tensor, mask: Tensor) -> Tensor:
         L1 = linear_of_parts(self.L2[0], M, torch.cat([differences, visibility], dim=-1))         # L1, and L2's first layer
-        L3 = self.L2[1:](L1).squeeze(-1).sigmoid()                            # (R, S, V)
+        L3 = self.L2[1:](L1).squeeze(-1).to(M.dtype).sigmoid()                # (R, S, V)
         return view_weights(L3, mask, self.tau)
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
-weighting = import_module("05_weighting")    # linear_of_parts
+weighting = import_module("05_weighting")    # linear_of_parts, semantic_ray
 
 
 # ---------------------------------------------------------------------------------------------------- Table 11
@@ -64,27 +64,29 @@ class GeometryNetwork(nn.Module):
         """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask (R, S, V) -> Geometry.
         index (R, S): positions along the ray to embed instead of 0 .. S-1."""
         R, S, V, C = M.shape
-        L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
-        L4 = self.L1(M) * L3                                                  # (R, S, V, 32)
-        valid = mask[..., None].to(M.dtype)                                   # (R, S, V, 1)
+        L1, L3 = self.L1(M).to(M.dtype), self.L2(M).to(M.dtype).sigmoid()     # (R, S, V, 32), (R, S, V, 1)
+        visible = L3 * mask[..., None]                                        # (R, S, V, 1), 0 where the view is not valid
+        L4 = L1 * visible                                                     # (R, S, V, 32)
         if self.pooling == "mean":
-            x, share = L4, valid / valid.sum(2, keepdim=True).clamp(min=1)    # (R, S, V, 1) one over the number of valid views
+            count = mask.sum(2)[..., None].clamp(min=1)                       # (R, S, 1) valid views
+            L5 = L4.sum(2) / count                                            # (R, S, 32)  cross-view mean
+            L6 = (L4.square().sum(2) / count - L5.square()).clamp(min=0)      # (R, S, 32)  variance E[x^2] - E[x]^2; 0 for one view
         else:
-            x, share = self.L1(M), L3 * valid / (L3 * valid).sum(2, keepdim=True).clamp(min=1e-6)
-        L5 = (x * share).sum(2)                                               # (R, S, 32)  cross-view mean
-        L6 = ((x - L5[:, :, None]).square() * share).sum(2)                   # (R, S, 32)  cross-view variance; 0 for one view
+            share = visible / visible.sum(2, keepdim=True).clamp(min=1e-6)    # (R, S, V, 1)
+            L5 = (L1 * share).sum(2)
+            L6 = ((L1 - L5[:, :, None]).square() * share).sum(2)
         L8 = self.L8(torch.cat([L5, L6], dim=-1))                             # L7: (R, S, 64) -> (R, S, 16)
         seen = mask.any(dim=2)                                                # (R, S)
         position = cra.sample_positions(S if index is None else index, 16, M.device).to(M.dtype)
         L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]     # (R, S, 16)
-        sigma = self.density(self.L11(self.L10(L9)).squeeze(-1)) * seen       # (R, S)
+        sigma = self.density(self.L11(self.L10(L9)).squeeze(-1).to(M.dtype)) * seen               # (R, S)
         if colours is None:
             return Geometry(sigma, None, L3)
 
         score = weighting.linear_of_parts(self.blend[0], L4, torch.cat([L3, differences], dim=-1))
-        score = self.blend[1:](score).squeeze(-1) + cra.readable_keys(mask, score.dtype)          # (R, S, V)
+        score = self.blend[1:](score).squeeze(-1) + cra.readable_keys(mask, M.dtype)              # (R, S, V)
         # colour[r,s,k] = sum_v softmax_v(score)[r,s,v] colours[r,s,v,k]
-        colour = weighting.semantic_ray(cra.Softmax.apply(score), colours.to(score.dtype))        # (R, S, 3)
+        colour = weighting.semantic_ray(cra.Softmax.apply(score), colours)                        # (R, S, 3)
         return Geometry(sigma, colour, L3)
 
 
@@ -147,7 +149,7 @@ def rendering_weights(sigma: Tensor, delta: Tensor | None) -> Tensor:
 
 def render(weights: Tensor, values: Tensor) -> Tensor:
     """pixel[r,k] = sum_s w[r,s] x[r,s,k]: weights (R, S), values (R, S, K) -> (R, K)."""
-    return torch.einsum("rs,rsk->rk", weights, values)
+    return (weights[..., None] * values).sum(dim=1)
 
 
 def main() -> None:

@@ -93,6 +93,8 @@ class Config:
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
     device: str = setting("auto", "auto | cpu | cuda")
+    bf16: bool = setting(False, "encoder, attention and MLPs in bfloat16; cameras, sums over views, rendering, losses in float32")
+    compile: bool = setting(False, "torch.compile the levels' modules (a minute or more at the start; needs a C++ compiler on a CPU)")
     workers: int = setting(0, "threads that share a step's targets or an image's chunks and the CPU's cores [0: as many as help]")
 
 
@@ -115,6 +117,11 @@ class Sources(NamedTuple):
     c2w: Tensor
 
 
+def half_precision(config: Config, like: Tensor) -> torch.autocast:
+    """--bf16: linear layers, convolutions and attention in here compute in bfloat16."""
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=config.bf16)
+
+
 class Level(nn.Module):
     """One level's heads: reprojection (Table 8, L20-L22), CRA (Table 9), weight network (Table 10), geometry (Table 11)."""
 
@@ -135,18 +142,20 @@ class Level(nn.Module):
         c, index = self.config, None
         if c.position == "depth":
             index = z.shape[1] * (1 / c.near - 1 / z) / (1 / c.near - 1 / c.far)                  # (R, S) in 0 .. S
-        return context, self.geometry(*context, index), index
+        with half_precision(c, z):
+            return context, self.geometry(*context, index), index
 
     def label(self, context, seen, index: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """-> logits (R, S, L) and view weights w (R, S, V); with keep (R, n) only of those n samples."""
         M, _, differences, mask = context
         visibility = seen.visibility
-        refined = self.cra(M, mask, index, keep)                              # M'': (R, S, V, C)
-        if keep is not None:
-            M, differences, visibility = (x.take_along_dim(keep[:, :, None, None], dim=1) for x in (M, differences, visibility))
-            mask = mask.take_along_dim(keep[:, :, None], dim=1)
-        w = self.weights(M, differences, visibility, mask)                    # (R, S, V) in C(tau)
-        return self.head(weighting.semantic_ray(w, refined)), w
+        with half_precision(self.config, M):
+            refined = self.cra(M, mask, index, keep)                          # M'': (R, S, V, C)
+            if keep is not None:
+                M, differences, visibility = (x.take_along_dim(keep[:, :, None, None], dim=1) for x in (M, differences, visibility))
+                mask = mask.take_along_dim(keep[:, :, None], dim=1)
+            w = self.weights(M, differences, visibility, mask)                # (R, S, V) in C(tau)
+            return self.head(weighting.semantic_ray(w, refined)), w
 
 
 class SRay(nn.Module):
@@ -157,11 +166,20 @@ class SRay(nn.Module):
         self.config = config
         self.encoder = encoder.Encoder(config.encoder_activation)
         self.coarse, self.fine = Level(config), Level(config)
+        if config.compile:
+            for level in (self.coarse, self.fine):
+                for module in (level.reprojection, level.geometry, level.cra, level.weights):
+                    module.compile()
         self.source_head = nn.Conv2d(encoder.CHANNELS, len(data.CLASSES), 1)  # for source_loss: a 2D segmenter
 
     def encode(self, views: "data.Views") -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
-        return Sources(self.encoder(views.images), views.images, views.K, views.c2w)
+        return Sources(self.features(views.images), views.images, views.K, views.c2w)
+
+    def features(self, images: Tensor) -> Tensor:
+        """images (V, 3, H, W) -> features (V, C, h, w), float32 whatever the encoder works in."""
+        with half_precision(self.config, images):
+            return self.encoder(images).to(images.dtype)
 
     def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, jitter: Tensor | None = None,
                 fine_only: bool = False, keep: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -325,7 +343,7 @@ def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generat
     does not grow with their number. The features collect the gradients of all pieces; the encoder goes backward once.
     """
     config, V, R = model.config, len(batch.sources.K), len(batch.pixels)
-    features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))              # (V + E, C, h, w)
+    features = model.features(torch.cat([batch.sources.images, batch.extra_images]))             # (V + E, C, h, w)
     leaf = features.detach().requires_grad_()
     sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w)
     jitter = torch.rand(R, config.coarse + config.fine, generator=generator).to(leaf.device)
@@ -389,9 +407,11 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
                  mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         if not log.tell():
             csv.writer(log).writerow(["step", *names, "seconds"])
-        coming = loader.submit(draw_batches, scenes, frames, config, first_step)
+        coming, waited = loader.submit(draw_batches, scenes, frames, config, first_step), 0.0
         for step in range(first_step, config.steps):
+            asked = time.perf_counter()
             batches = [Batch(*(x.to(device) for x in batch)) for batch in coming.result()]
+            waited += time.perf_counter() - asked
             coming = loader.submit(draw_batches, scenes, frames, config, step + 1)                # the disk works meanwhile
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
@@ -414,6 +434,7 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in mean.items()}, "rays/s": f"{rate:,.0f}"}, refresh=False)
     if first_step < config.steps:
         save(config.steps)
+        print(f"trained {config.steps - first_step} steps in {time.time() - start:.0f} s, {waited:.1f} s of them waiting for data")
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -551,6 +572,17 @@ def training_frames(scene, run: dict, config: Config) -> list[int]:
     return frames
 
 
+def decode_all(scenes: list, frames: list) -> None:
+    """Decode every frame that is not in the cache yet, on all cores, with progress: the first pass over the files, after which
+    training reads decoded frames only."""
+    todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
+    if todo:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame",
+                                                              mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+            for _ in pool.map(lambda one: one[0].load(one[1]), todo):
+                bar.update()
+
+
 def main() -> None:
     prepare_cpu()
     args = parse_arguments()
@@ -580,6 +612,8 @@ def main() -> None:
     same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
     print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
           flush=True)
+
+    decode_all(scenes, frames)
 
     torch.manual_seed(config.seed)
     model = SRay(config)

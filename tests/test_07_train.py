@@ -231,6 +231,23 @@ def test_rays_in_pieces_give_the_gradient_of_them_all(scene, piece):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
 
 
+def test_bfloat16_changes_the_gradient_little_and_keeps_rendering_in_float32(scene):
+    config = replace(SMALL, rays=200, source_loss=0.5, coarse=16, fine=16)
+    batch = training.draw_batches([scene], [list(range(len(scene)))], config, 0)[0]
+    found = []
+    for half in (False, True):
+        model = make_model(replace(config, bf16=half))
+        gradients, parts = training.batch_gradients(model, batch, list(model.parameters()), training.generator_of(0, 3))
+        assert all(g.dtype == torch.float32 for g in gradients)
+        found.append((torch.cat([g.flatten() for g in gradients]), float(parts["loss"])))
+    (full, loss), (half, half_loss) = found
+    assert loss != half_loss and half_loss == pytest.approx(loss, rel=0.02)
+    assert F.cosine_similarity(full, half, dim=0) > 0.9
+    with torch.no_grad():
+        out = model(model.encode(batch.sources), batch.pixels, batch.K, batch.c2w)["fine"]
+    assert all(out[key].dtype == torch.float32 for key in ("colour", "logits", "depth", "weights", "w"))
+
+
 def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     config = replace(SMALL, targets=3, extra_views=2, source_loss=0.5, workers=2)
     model, frames = make_model(config), list(range(len(scene)))
