@@ -200,21 +200,19 @@ def forward_backward(work: Callable, inputs: tuple) -> None:
     torch.autograd.backward(outputs, [torch.ones_like(o) for o in outputs])
 
 
-def measure_stage(args, name: str) -> dict:
-    """One stage: forward without gradient, and forward + backward."""
+def measure_stage(args, name: str, backward: bool) -> dict:
+    """One stage: forward without gradient, or forward + backward."""
     if name == "decode":
         return measure_decoding(args)
-    work, inputs = Job(args).stage(name)
-    with torch.no_grad():
-        forward_peak = peak_of(lambda: work(*inputs), args.device)
-        outputs = work(*inputs)
-        seconds, user = clock(lambda: work(*inputs), args.repeats, args.device)
-        gflop = count_flops(lambda: work(*inputs))
-    both_peak = peak_of(lambda: forward_backward(work, inputs), args.device)  # larger than forward's, so it shows
-    both, both_user = clock(lambda: forward_backward(work, inputs), args.repeats, args.device)
+    function, inputs = Job(args).stage(name)
+    work = (lambda: forward_backward(function, inputs)) if backward else (lambda: function(*inputs))
+    with torch.set_grad_enabled(backward):
+        peak = peak_of(work, args.device)
+        seconds, user = clock(work, args.repeats, args.device)
+        gflop = count_flops(work)
+        outputs = function(*inputs)
     moved = size(*inputs) + size(*(outputs if isinstance(outputs, tuple) else (outputs,)))
-    return {"gflop": gflop, "gflop_both": count_flops(lambda: forward_backward(work, inputs)), "bytes": moved, "seconds": seconds,
-            "user": user, "peak": forward_peak, "seconds_both": both, "user_both": both_user, "peak_both": both_peak}
+    return {"gflop": gflop, "bytes": moved * (3 if backward else 1), "seconds": seconds, "user": user, "peak": peak}
 
 
 def measure_decoding(args) -> dict:
@@ -239,7 +237,7 @@ def measure_decoding(args) -> dict:
             frames.load(i)
         first, first_user = (time.perf_counter() - start) / 12, (user_seconds() - user) / 12
         again, again_user = clock(lambda: [frames.load(i) for i in range(1, 13)], 3, "cpu")
-    return {"gflop": 0.0, "gflop_both": None, "bytes": 1296 * 968 * 5, "seconds": first, "user": first_user,
+    return {"gflop": 0.0, "bytes": 1296 * 968 * 5, "seconds": first, "user": first_user,
             "peak": largest() - before, "cached_seconds": again / 12, "cached_user": again_user / 12}
 
 
@@ -349,25 +347,21 @@ def report_stages(args, machine: dict, found: dict) -> None:
           f"{'':14}{'forward':>9}{'':36}   {'forward + backward':>20}\n"
           f"{'':14}{'GFLOP':>9}{'ms':>9}{'share':>9}{'MiB':>9}{'x floor':>9}   {'GFLOP':>9}{'ms':>9}{'share':>9}{'MiB':>9}{'x floor':>9}")
     for name in STAGES:
-        found[name] = fresh(args, "stage", name)
-    per_level = [found[n] for n in STAGES[1:] if "failed" not in found[n]]
-    total = {key: sum(f[key] for f in per_level) for key in ("seconds", "seconds_both")}
+        found[name] = {way: fresh(args, "stage", name, way == "both") for way in ("forward", "both")[:1 if name == "decode" else 2]}
+    total = {way: sum(found[name][way].get("seconds", 0) for name in STAGES[1:]) for way in ("forward", "both")}
     for name in STAGES:
-        f = found[name]
-        if "failed" in f:
-            print(f"{name:14} {f['failed']}")
-            continue
-        line = figure(f["gflop"]) + figure(1000 * f["seconds"], 1)
-        if name == "decode":
-            print(f"{name:14}{line}{'':9}{figure(f['peak'], 0)}{'':9}   a frame of 1296x968, first time; then from the cache "
-                  f"{1000 * f['cached_seconds']:.1f} ms")
-            continue
-        for key, times in (("", 1), ("_both", 3)):
-            f[f"floor{key}"] = floor_of(f[f"gflop{key}"], times * f["bytes"], machine)
-        print(f"{name:14}{line}{figure(100 * f['seconds'] / total['seconds'], 0, 8)}%{figure(f['peak'], 0)}"
-              f"{figure(f['seconds'] / f['floor'], 1)}   {figure(f['gflop_both'])}{figure(1000 * f['seconds_both'], 1)}"
-              f"{figure(100 * f['seconds_both'] / total['seconds_both'], 0, 8)}%{figure(f['peak_both'], 0)}"
-              f"{figure(f['seconds_both'] / f['floor_both'], 1)}", flush=True)
+        cells = []
+        for way, f in found[name].items():
+            if "failed" in f:
+                cells.append(f["failed"])
+                continue
+            f["floor"] = floor_of(f["gflop"], f["bytes"], machine)
+            share = "" if name == "decode" else f"{100 * f['seconds'] / total[way]:.0f}%"
+            cells.append(f"{figure(f['gflop'])}{figure(1000 * f['seconds'], 1)}{share:>9}{figure(f['peak'], 0)}"
+                         + figure(None if name == "decode" else f["seconds"] / f["floor"], 1))
+        if name == "decode" and "failed" not in found[name]["forward"]:
+            cells.append(f"  a frame of 1296x968, first time; then from the cache {1000 * found[name]['forward']['cached_seconds']:.1f} ms")
+        print(f"{name:14}{'   '.join(cells)}", flush=True)
 
 
 def report_row(name: str, f: dict, machine: dict, extra: str = "") -> None:
@@ -411,7 +405,7 @@ def report_tensor(args, machine: dict, found: dict) -> None:
     for mode in cra.MODES[1:]:
         for kind in ("einsum", "fused", "pieces"):
             name = f"{mode}, {kind}" + (" of 128 rays" if kind == "pieces" else "")
-            needed = 5 * R * 4 * (args.samples * args.views) ** 2 * 4 / 2 ** 20 if (mode, kind) == ("dense", "einsum") else 0
+            needed = 7 * R * 4 * (args.samples * args.views) ** 2 * 4 / 2 ** 20 if (mode, kind) == ("dense", "einsum") else 0
             if args.device == "cpu" and needed > available():
                 print(f"{name:44} not run: needs about {needed / 1024:.0f} GiB")
                 continue
@@ -473,10 +467,9 @@ def measure_tried(args, name: str) -> dict:
         pair = [both(lambda x: x.softmax(-1), score), both(cra.Softmax.apply, score)]
     elif name == "lookup":
         maps, pixels = torch.randn(V, 32, 60, 80, requires_grad=True), torch.rand(R, S, V, 2) * torch.tensor([319.0, 239.0])
-        narrow = lambda maps: torch.cat([reprojection.lookup(part, pixels, 4) for part in maps.split(8, dim=1)], dim=-1)
-        whole = lambda maps: F.grid_sample(maps, (pixels / 160 - 1).permute(2, 0, 1, 3), align_corners=True).permute(2, 3, 0, 1).contiguous()
-        del narrow
-        pair = [both(whole, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
+        grid = (pixels / torch.tensor([160.0, 120.0]) - 1).permute(2, 0, 1, 3)                   # (V, R, S, 2)
+        sample = lambda maps: F.grid_sample(maps, grid, align_corners=True).permute(2, 3, 0, 1).contiguous()
+        pair = [both(sample, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
     elif name == "concatenation":
         layer, rest = nn.Linear(37, 16), torch.randn(R, S, V, 5)
         pair = [both(lambda M: layer(torch.cat([M, rest], -1)), M),
@@ -492,10 +485,10 @@ def measure_tried(args, name: str) -> dict:
         last = encoder.Encoder("elu").to(memory_format=torch.channels_last)
         pair = [both(net, images), both(last, images.contiguous(memory_format=torch.channels_last))]
     else:
-        job = Job(args, piece=args.rays if name == "pieces" else 0, bf16=False)
-        other = Job(args, bf16=name == "bfloat16", compile=name == "torch.compile")
+        job = Job(args)
+        other = Job(args, piece=args.rays if name == "pieces" else 0, bf16=name == "bfloat16", compile=name == "torch.compile")
         step = lambda j: (lambda: training.training_step(j.model, [j.batch], 0))
-        pair = [step(job), step(other)]
+        pair = [step(other), step(job)] if name == "pieces" else [step(job), step(other)]
     times = [float("inf")] * 2
     for repeat in range(6):
         for i, work in enumerate(pair):
