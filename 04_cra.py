@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
-EINSUM_UP_TO = 32       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two
+EINSUM_UP_TO = 16       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two
 
 
 class Softmax(torch.autograd.Function):

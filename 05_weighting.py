@@ -65,15 +65,6 @@ def view_weights(sigmoids: Tensor, mask: Tensor, tau: float) -> Tensor:
     return project_onto_C(normalised, mask, tau)
 
 
-def linear_of_parts(layer: nn.Linear, *parts: Tensor) -> Tensor:
-    """layer(torch.cat(parts, dim=-1)) without the concatenation: sum of each part times its columns of the weight."""
-    columns = layer.weight.split([part.shape[-1] for part in parts], dim=1)
-    out = nn.functional.linear(parts[0], columns[0], layer.bias)
-    for part, weight in zip(parts[1:], columns[1:]):
-        out = out + part * weight[:, 0] if part.shape[-1] == 1 else out + nn.functional.linear(part, weight)
-    return out
-
-
 class WeightNetwork(nn.Module):
     """Table 10: the semantic-aware weight network. M (R, S, V, 32), differences (R, S, V, 4), visibility (R, S, V, 1),
     mask (R, S, V) -> w (R, S, V) in C(tau)."""
@@ -85,8 +76,8 @@ class WeightNetwork(nn.Module):
                                 nn.Linear(8, 1))
 
     def forward(self, M: Tensor, differences: Tensor, visibility: Tensor, mask: Tensor) -> Tensor:
-        L1 = linear_of_parts(self.L2[0], M, torch.cat([differences, visibility], dim=-1))         # L1, and L2's first layer
-        L3 = self.L2[1:](L1).squeeze(-1).to(M.dtype).sigmoid()                # (R, S, V)
+        L1 = torch.cat([M, differences, visibility], dim=-1)                  # (R, S, V, 37)
+        L3 = self.L2(L1).squeeze(-1).to(M.dtype).sigmoid()                    # (R, S, V)
         return view_weights(L3, mask, self.tau)
 
 

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
-weighting = import_module("05_weighting")    # linear_of_parts, semantic_ray
+weighting = import_module("05_weighting")    # semantic_ray: a sum over the views
 
 
 # ---------------------------------------------------------------------------------------------------- Table 11
@@ -83,8 +83,8 @@ class GeometryNetwork(nn.Module):
         if colours is None:
             return Geometry(sigma, None, L3)
 
-        score = weighting.linear_of_parts(self.blend[0], L4, torch.cat([L3, differences], dim=-1))
-        score = self.blend[1:](score).squeeze(-1) + cra.readable_keys(mask, M.dtype)              # (R, S, V)
+        score = self.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)                  # (R, S, V)
+        score = score + cra.readable_keys(mask, M.dtype)
         # colour[r,s,k] = sum_v softmax_v(score)[r,s,v] colours[r,s,v,k]
         colour = weighting.semantic_ray(cra.Softmax.apply(score), colours)                        # (R, S, 3)
         return Geometry(sigma, colour, L3)

@@ -474,9 +474,9 @@ def check(config: Config) -> None:
 
 
 def prepare_cpu() -> None:
-    """Two settings of the processor, each worth a good part of the time at paper sizes (README, "Speed"). Numbers below 1e-38
-    become zero: gradients are full of them, and a CPU computes them by a slow way. And glibc, which gives every large buffer back to
-    the system and takes page faults for the next one, is told to keep them; elsewhere than on glibc, nothing."""
+    """Two settings for training and rendering on a CPU (README, "Speed"). glibc, which gives every large buffer back to the system and
+    takes page faults for the next one, is told to keep them; elsewhere than on glibc, nothing. And numbers below 1e-38 become
+    zero, because a CPU computes with them by a slow way and vanishing gradients may be full of them."""
     torch.set_flush_denormal(True)             # holds for this thread and those it starts
     try:
         libc = ctypes.CDLL(None)

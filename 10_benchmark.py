@@ -470,10 +470,6 @@ def measure_tried(args, name: str) -> dict:
         grid = (pixels / torch.tensor([160.0, 120.0]) - 1).permute(2, 0, 1, 3)                   # (V, R, S, 2)
         sample = lambda maps: F.grid_sample(maps, grid, align_corners=True).permute(2, 3, 0, 1).contiguous()
         pair = [both(sample, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
-    elif name == "concatenation":
-        layer, rest = nn.Linear(37, 16), torch.randn(R, S, V, 5)
-        pair = [both(lambda M: layer(torch.cat([M, rest], -1)), M),
-                both(lambda M: training.weighting.linear_of_parts(layer, M, rest), M)]
     elif name == "semantic ray":
         w = torch.rand(R, S, V, requires_grad=True)
         pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M), both(training.weighting.semantic_ray, w, M)]
@@ -502,10 +498,10 @@ def measure_tried(args, name: str) -> dict:
 TRIED = {
     "softmax": "softmax over rows of 8 written out (04), against torch.softmax",
     "attention 8": "fused attention, against the einsum, sequences of 8",
-    "attention 32": "the same, of 32 (EINSUM_UP_TO)",
+    "attention 16": "the same, of 16 (EINSUM_UP_TO)",
+    "attention 32": "the same, of 32",
     "attention 64": "the same, of 64",
     "lookup": "feature lookup by rows (03), against grid_sample",
-    "concatenation": "linear layer of parts (05), against one of their concatenation",
     "semantic ray": "semantic ray as a sum, against einsum's tiny products",
     "norm": "group norm with a channel a group (02), against instance norm",
     "channels last": "encoder in channels-last memory (not used)",

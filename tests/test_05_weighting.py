@@ -210,9 +210,3 @@ def test_the_semantic_ray_is_the_weighted_sum_over_views():
     assert ray.shape == (R, S, C)
     for r, s, c in product(range(R), range(S), range(C)):
         assert float(ray[r, s, c]) == pytest.approx(sum(float(w[r, s, v] * refined[r, s, v, c]) for v in range(V)))
-
-
-def test_a_linear_layer_of_parts_is_the_layer_of_their_concatenation():
-    layer = torch.nn.Linear(8, 3).double()
-    parts = [torch.randn(2, 5, n, dtype=torch.float64) for n in (4, 1, 3)]
-    torch.testing.assert_close(weighting.linear_of_parts(layer, *parts), layer(torch.cat(parts, dim=-1)))
