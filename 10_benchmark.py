@@ -4,6 +4,7 @@
     python 10_benchmark.py --device cuda        the same on a GPU, and 1024 rays: eager, bfloat16, compiled
     python 10_benchmark.py --curves FILE.png    how CRA and dense attention grow with rays, samples and views
     python 10_benchmark.py --tried              each means of speed by itself: with it and without
+    python 10_benchmark.py --skipping CKPT      labels from the heaviest samples alone: seconds saved, labels changed
 
 The job: 8 source views of 320x240, 512 rays, 64 + 64 samples. Every figure is measured in a fresh process of its own, so that
 peak memory is that figure's and nobody else's. How each number is made:
@@ -413,6 +414,39 @@ def report_tensor(args, machine: dict, found: dict) -> None:
             report_row(name, found[name], machine)
 
 
+# ---------------------------------------------------------------------------------------------------- what skipping costs
+
+def skipping(args, checkpoint: str) -> dict:
+    """A test view of each of a run's unseen scenes, labels from all fine samples and from the `keep` heaviest of each ray: seconds,
+    labels that change, accuracy. Colour and depth are the same, bit for bit: they never skip."""
+    model, state = training.load_checkpoint(checkpoint)
+    config, run = model.config, state["run"]
+    model.to(args.device).eval()
+    pool = training.core_pool(config, torch.device(args.device), config.height * config.width // config.chunk)
+    rows: dict = {keep: {"seconds": 0.0, "changed": 0.0, "accuracy": 0.0} for keep in (0, 16, 8, 4, 2) if keep < config.fine}
+    scenes = [data.Scene(Path(run["root"]) / name, config.height, config.width) for name in run["test"]]
+    for scene in scenes:
+        source, _, test = data.protocol(scene)
+        truth = scene.views(test[:1]).to(args.device)[0]
+        with torch.no_grad():
+            sources = model.encode(scene.views(source).to(args.device))
+        full = None
+        for keep, row in rows.items():
+            config.keep = keep
+            start = time.perf_counter()
+            got = model.render_image(sources, truth.K, truth.c2w, config.height, config.width, pool)
+            labels = got["logits"].argmax(-1)                                 # (H, W)
+            row["seconds"] += (time.perf_counter() - start) / len(scenes)
+            full = labels if full is None else full
+            row["changed"] += 100 * float((labels != full).float().mean()) / len(scenes)
+            row["accuracy"] += 100 * float((labels == truth.labels)[truth.labels >= 0].float().mean()) / len(scenes)
+    print(f"\n{checkpoint}, {len(scenes)} test views of {config.width}x{config.height}, {config.fine} fine samples")
+    print(f"{'labels from':>14}{'s an image':>12}{'labels changed':>16}{'total acc':>11}")
+    for keep, row in rows.items():
+        print(f"{keep or 'all':>14}{row['seconds']:>12.2f}{row['changed']:>15.2f}%{row['accuracy']:>10.2f}%")
+    return rows
+
+
 # ---------------------------------------------------------------------------------------------------- how the cost grows
 
 def curves(args, path: Path) -> None:
@@ -547,6 +581,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--curves", metavar="FILE.png", help="measure and draw how attention's cost grows, and nothing else")
     parser.add_argument("--tried", action="store_true", help="measure each means of speed by itself, and nothing else")
+    parser.add_argument("--skipping", metavar="CKPT", help="what --keep saves and changes for these weights, and nothing else")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     training.pick_device(args.device)                                         # complains where there is no GPU
@@ -563,7 +598,10 @@ def main() -> None:
     machine = fresh(args, "machine")
     print("  ".join(f"{key} {value:,.4g}" for key, value in machine.items()), flush=True)
     found: dict = {"hardware": hardware(args), "command": " ".join(["python", *sys.argv]), "machine": machine}
-    if args.tried:
+    if args.skipping:
+        training.prepare_cpu()
+        found["skipping"] = skipping(args, args.skipping)
+    elif args.tried:
         found["tried"] = tried(args)
     else:
         for part, report in (("stages", report_stages), ("whole", report_whole), ("tensor", report_tensor)):

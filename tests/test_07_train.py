@@ -248,6 +248,37 @@ def test_bfloat16_changes_the_gradient_little_and_keeps_rendering_in_float32(sce
     assert all(out[key].dtype == torch.float32 for key in ("colour", "logits", "depth", "weights", "w"))
 
 
+def test_after_the_first_pass_training_reads_decoded_frames_only(root, tmp_path, monkeypatch, capsys):
+    names = data.list_scenes(root)
+    scenes = [data.Scene(root / name, 48, 64, tmp_path) for name in names]
+    frames = [list(range(len(scene))) for scene in scenes]
+    training.decode_all(scenes, frames)
+    assert "decoding frames, first time only" in capsys.readouterr().err
+    assert all(scene.cached(i) for scene in scenes for i in range(len(scene)))
+    monkeypatch.setattr(data.Scene, "decode", lambda *_: pytest.fail("a frame was decoded again"))
+    training.decode_all(scenes, frames)
+    assert capsys.readouterr().err == ""                                      # nothing to do, nothing to show
+    for step in range(10):
+        training.draw_batches(scenes, frames, SMALL, step)
+
+
+def test_memory_does_not_grow_with_the_number_of_scenes(root, tmp_path):
+    """3 scenes against 100: the frames of 97 more scenes would be 128 MB in memory, the process grows by next to nothing."""
+    name = data.list_scenes(root)[0]
+    (tmp_path / data.LABELS_TSV).symlink_to(root / data.LABELS_TSV)
+    for i in range(100):
+        (tmp_path / f"scene{i:04d}_00").symlink_to(root / name)
+    code = ("import resource, sys; from importlib import import_module as i; from pathlib import Path; t = i('07_train'); d = t.data\n"
+            "scenes = [d.Scene(p, 96, 128, Path(sys.argv[1]) / 'cache') for p in sorted(Path(sys.argv[1]).glob('scene*'))[:int(sys.argv[2])]]\n"
+            "frames = [list(range(len(s))) for s in scenes]\n"
+            "t.decode_all(scenes, frames)\n"
+            "for step in range(150): t.draw_batches(scenes, frames, t.Config(height=96, width=128, views=4, rays=32), step)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)")
+    few, many = (float(subprocess.run([sys.executable, "-c", code, str(tmp_path), str(count)], cwd=ROOT, capture_output=True,
+                                      text=True, check=True).stdout.split()[-1]) for count in (3, 100))
+    assert many < few + 40, (few, many)
+
+
 def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     config = replace(SMALL, targets=3, extra_views=2, source_loss=0.5, workers=2)
     model, frames = make_model(config), list(range(len(scene)))
