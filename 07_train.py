@@ -439,15 +439,15 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
 
 # ---------------------------------------------------------------------------------------------------- the command line
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each field of Config; a flag not given stays None, so that presets and checkpoints can fill it."""
+def add_settings(parser: argparse.ArgumentParser, settings: type = Config) -> None:
+    """One flag for each field of a dataclass of settings; a flag not given stays None, so that presets and checkpoints can fill it."""
     def boolean(text: str) -> bool:
         """true or false, as a flag takes it"""
         if text.lower() not in ("true", "false", "1", "0"):
             raise argparse.ArgumentTypeError("true or false")
         return text.lower() in ("true", "1")
     group = parser.add_argument_group("settings (defaults are the paper's; a preset changes some)")
-    for f in fields(Config):
+    for f in fields(settings):
         kind = boolean if f.type is bool else f.type
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, metavar=kind.__name__.upper(),
                            help=f"{f.metadata['help']} [{f.default}]")

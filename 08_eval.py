@@ -176,7 +176,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
             "confusion": pooled.tolist(), "images": images}
 
 
-def print_table(metrics: dict) -> None:
+def print_table(metrics: dict, who: str = "S-Ray") -> None:
     """The result on screen: per-class IoU, then the summary beside the copied baseline."""
     show = lambda x, digits=2: "-" if x is None else f"{x:.{digits}f}"
     if metrics["per_class_iou"]:
@@ -189,7 +189,7 @@ def print_table(metrics: dict) -> None:
     columns = {"mIoU": "miou", "total acc": "total_acc", "avg acc": "avg_acc", "mIoU/image": "miou_per_image", "PSNR": "psnr",
                "SSIM": "ssim", "depth rel": "depth_abs_rel"}
     print(f"\n{'':24}" + "".join(f"{name:>11}" for name in columns))
-    print(f"{'S-Ray on ' + metrics['data']:24}"
+    print(f"{who + ' on ' + metrics['data']:24}"
           + "".join(f"{show(metrics[key], 4 if key in ('ssim', 'depth_abs_rel') else 2):>11}" for key in columns.values()))
     copy = metrics["baseline_copy_nearest"]
     print(f"{'nearest source, copied':24}" + "".join(f"{show(copy[key]) if key in copy else '':>11}" for key in columns.values()))

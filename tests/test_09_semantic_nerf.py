@@ -1,0 +1,126 @@
+"""09_semantic_nerf.py: the encoding is its formula, semantics see no direction, rendering is the integral, and it learns a scene."""
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+nerf = import_module("09_semantic_nerf")
+data = import_module("01_data")
+ROOT = Path(nerf.__file__).parent
+SMALL = replace(nerf.Config(**nerf.PRESETS["smoke"]), hidden=16, coarse=6, fine=5)
+
+
+@pytest.fixture
+def scene(box_folder, tmp_path):
+    return data.Scene(box_folder, 48, 64, tmp_path)
+
+
+def model_of(config=SMALL):
+    torch.manual_seed(0)
+    return nerf.SemanticNeRF(config, torch.tensor([1.0, 2.0, 0.5]), 6.0)
+
+
+def test_positional_encoding_equals_its_formula():
+    x = torch.tensor([[0.3, -1.2, 0.7], [2.0, 0.0, -0.4]], dtype=torch.float64)
+    encoded = nerf.positional_encoding(x, 4)
+    assert encoded.shape == (2, 3 + 6 * 4)
+    for i in range(2):
+        expected = x[i].tolist()
+        for octave in range(4):
+            expected += [math.sin(2 ** octave * p) for p in x[i].tolist()] + [math.cos(2 ** octave * p) for p in x[i].tolist()]
+        torch.testing.assert_close(encoded[i], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_density_and_semantics_do_not_see_the_direction_and_colour_does():
+    field = model_of().fine
+    points, a, b = torch.rand(3, 5, 3), torch.eye(3), torch.eye(3).roll(1, 0)
+    (sigma, colour, logits), (sigma2, colour2, logits2) = field(points, a), field(points, b)
+    assert sigma.shape == (3, 5) and colour.shape == (3, 5, 3) and logits.shape == (3, 5, 20)
+    assert torch.equal(sigma, sigma2) and torch.equal(logits, logits2) and (colour - colour2).abs().min() > 0
+    assert (sigma >= 0).all() and (colour > 0).all() and (colour < 1).all()
+
+
+def test_the_paper_size_is_nerfs_eight_layers_of_256_with_a_skip_into_the_fifth():
+    field = nerf.Field(nerf.Config())
+    assert [(l.in_features, l.out_features) for l in field.layers] == [(63, 256)] + [(256, 256)] * 3 + [(319, 256)] + [(256, 256)] * 3
+    assert field.colour[0].in_features == 256 + 27 and field.colour[0].out_features == 128
+
+
+def test_rendering_equals_a_loop_over_samples():
+    model = model_of()
+    origins, directions = torch.rand(2, 3), torch.tensor([[0.1, 0.2, 1.0], [0.0, -0.5, 1.0]])
+    out = model.rays(origins, directions)["fine"]
+    z = out["z"]
+    assert z.shape == (2, 11) and (z.diff(dim=1) >= 0).all()                  # coarse and fine samples together, in order
+    for r in range(2):
+        length, through, colour, logits = directions[r].norm(), 1.0, torch.zeros(3), torch.zeros(20)
+        for s in range(11):
+            x = (origins[r] + z[r, s] * directions[r] - model.centre) / model.scale
+            sigma, c, l = (y[0, 0] for y in model.fine(x.view(1, 1, 3), (directions[r] / length)[None]))
+            delta = (z[r, s + 1] if s < 10 else torch.tensor(SMALL.far)) - z[r, s]
+            alpha = 1 - torch.exp(-sigma * delta * length)
+            colour, logits, through = colour + through * alpha * c, logits + through * alpha * l, through * (1 - alpha)
+        torch.testing.assert_close(out["colour"][r], colour, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(out["logits"][r], logits, atol=1e-5, rtol=1e-4)
+
+
+def test_training_rays_are_the_pixels_with_their_colours_and_labels(scene):
+    views = scene.views([2, 9])
+    origins, directions, colours, labels = nerf.training_rays(views)
+    assert len(origins) == len(labels) == 2 * 48 * 64
+    for n, row, column in product(range(2), (0, 17, 47), (0, 30, 63)):
+        i = n * 48 * 64 + row * 64 + column
+        pixels, depth = data.project((origins[i] + 2.5 * directions[i])[None], views.K[n:n + 1], views.c2w[n:n + 1])
+        torch.testing.assert_close(pixels[0, 0], torch.tensor([column, row]).float(), atol=1e-3, rtol=0)
+        assert float(depth) == pytest.approx(2.5, abs=1e-4)
+        assert torch.equal(colours[i], views.images[n, :, row, column]) and labels[i] == views.labels[n, row, column]
+
+
+def test_it_learns_the_views_it_is_trained_on(tmp_path):
+    rooms = import_module("00_rooms")
+    scene = data.Scene(tmp_path / rooms.make_rooms(tmp_path, [0], frames=24, width=64, height=48, workers=1)[0], 48, 64, tmp_path)
+    views = scene.views([8, 10, 12])
+    config = replace(SMALL, layers=6, hidden=64, coarse=24, fine=16, rays=256, steps=150, lr=5e-3, lr_final=5e-3)
+    model = nerf.new_model(views, config)
+    before = error_of(model, views)
+    _, done = nerf.train(model, views, 150, torch.device("cpu"))
+    (colour0, right0), (colour, right) = before, error_of(model, views)
+    assert done == 150 and colour < 0.25 * colour0 and right > max(0.5, right0 + 0.2), (before, colour, right)
+
+
+def error_of(model, views):
+    """Mean squared colour error and the share of right labels on a training view."""
+    with torch.no_grad():
+        out = model.render_image(None, views.K[0], views.c2w[0], 48, 64)
+    known = views.labels[0] >= 0
+    return (float((out["colour"] - views.images[0].permute(1, 2, 0)).square().mean()),
+            float((out["logits"].argmax(-1) == views.labels[0])[known].float().mean()))
+
+
+def test_training_goes_on_exactly_where_it_stopped(scene):
+    views = scene.views([8, 10])
+    config = replace(SMALL, steps=6)
+    whole, parts = nerf.new_model(views, config), nerf.new_model(views, config)
+    nerf.train(whole, views, 6, torch.device("cpu"))
+    optimiser, done = nerf.train(parts, views, 4, torch.device("cpu"))
+    nerf.train(parts, views, 6, torch.device("cpu"), optimiser, done)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values()))
+
+
+def test_the_script_trains_on_16_views_evaluates_on_4_and_writes_metrics(box_folder, tmp_path):
+    command = [sys.executable, str(ROOT / "09_semantic_nerf.py"), "--scene", str(box_folder), "--preset", "smoke"]
+    done = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["steps"] == 20 and len(metrics["images"]) == 4 and metrics["psnr"] > 3
+    assert "trained on 16 views" in done.stdout and (tmp_path / "run" / f"{box_folder.name}.png").exists()
+    again = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 2 and "holds a run already" in again.stderr
+    assert subprocess.run([*command, "--rays", "0"], cwd=tmp_path, capture_output=True, text=True).returncode == 2
