@@ -86,6 +86,8 @@ class Config:
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
     save_every: int = setting(1000, "steps between checkpoints")
+    keep_every: int = setting(0, "also keep a copy of the checkpoint every so many steps, checkpoint_STEP.pt [0: no copies]")
+    validation: int = setting(0, "the 4 test views of so many of the training scenes stay out of training, to validate on")
     keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
     chunk: int = setting(256, "rays rendered at a time in evaluation")
     piece: int = setting(0, "rays that go forward and backward together in training [0: 128 on a CPU, all of them on a GPU]")
@@ -401,6 +403,8 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
         """Write the checkpoint of the weights as they are now."""
         run["seconds"] = trained_before + time.time() - start
         save_checkpoint(path, model, optimiser, steps_done, run)
+        if config.keep_every and steps_done % config.keep_every == 0:
+            save_checkpoint(out / f"checkpoint_{steps_done}.pt", model, optimiser, steps_done, run)
 
     with open(out / "log.csv", "a", newline="") as log, ThreadPoolExecutor(1) as loader, \
             tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
@@ -422,7 +426,8 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
                 values = ", ".join(f"{key} {parts[key]:.4g}" for key in names)
                 raise data.DataError(f"step {step}: the loss is {parts['loss']}, its gradient's norm {norm:.4g} ({values}); "
                                      f"training stopped, {kept}; resume from it with a lower --lr")
-            if step > first_step and step % config.save_every == 0:           # only weights that have just shown a finite loss
+            due = step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0)
+            if step > first_step and due:                                     # only weights that have just shown a finite loss
                 save(step)
                 log.flush()
             optimiser.step()
@@ -559,10 +564,10 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
 
 
 def training_frames(scene, run: dict, config: Config) -> list[int]:
-    """What may be drawn from a training scene: all frames; never the test views of a scene that will be evaluated; in
-    fine-tuning the 8 source and 8 fine-tuning views alone. DataError if too few."""
+    """What may be drawn from a training scene: all frames; never the test views of a scene that will be evaluated or validated on;
+    in fine-tuning the 8 source and 8 fine-tuning views alone. DataError if too few."""
     frames = list(range(len(scene)))
-    if scene.name in run["test"]:
+    if scene.name in run["test"] or scene.name in run["train"][:config.validation]:
         source, tune, test = data.protocol(scene)
         frames = sorted(source + tune) if run["finetuned"] else [i for i in frames if i not in test]
         assert not set(frames) & set(test), "a test view among the training frames"

@@ -131,8 +131,22 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
 
 # ---------------------------------------------------------------------------------------------------- evaluation
 
-def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
-    """Render the 4 test views of each scene from its 8 source views -> metrics; writes one sheet a scene into out."""
+def source_views(scene, count: int) -> list[int]:
+    """`count` source views of the protocol: its 8, spread evenly among them if fewer are asked for, and if more, some of the
+    8 fine-tuning views too (Table 7)."""
+    source, tune, _ = data.protocol(scene)
+    if count > 8:
+        return sorted(source + spread(tune, count - 8))
+    return spread(source, count)
+
+
+def spread(items: list[int], count: int) -> list[int]:
+    """`count` of the items, evenly spaced."""
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
+
+
+def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8) -> dict:
+    """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out."""
     L, config = len(data.CLASSES), model.config
     model.to(device).eval()
     pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
@@ -141,17 +155,17 @@ def evaluate(model, scenes: list, device, out: Path, title: str) -> dict:
     with torch.no_grad(), tqdm(total=4 * len(scenes), desc="evaluating", unit="view", dynamic_ncols=True,
                                mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         for scene in scenes:
-            source_ids, _, test_ids = data.protocol(scene)
+            source_ids, (_, _, test_ids) = source_views(scene, views), data.protocol(scene)
             assert not set(source_ids) & set(test_ids), "a test view among the sources"
-            views, shots = scene.views(source_ids), []
-            encoded = model.encode(views.to(device))                          # once per source set
+            sources, shots = scene.views(source_ids), []
+            encoded = model.encode(sources.to(device))                        # once per source set
             for index in test_ids:
                 truth = scene.views([index])[0]
                 start = time.perf_counter()
                 got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
                 got = {key: value.cpu() for key, value in got.items()}
                 seconds = time.perf_counter() - start
-                near = views[data.nearest_views(truth.c2w, views.c2w, 1)[0]]  # the baseline: copy the nearest source
+                near = sources[data.nearest_views(truth.c2w, sources.c2w, 1)[0]]                  # the baseline: copy the nearest source
                 labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
                 n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
                 pooled += n
@@ -205,8 +219,11 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="folder for metrics.json and pictures [eval beside the checkpoint]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     args = parser.parse_args()
 
+    if not 1 <= args.views <= 16:
+        raise data.DataError(f"--views {args.views}: the protocol has 8 source and 8 fine-tuning views; give 1 to 16")
     start = time.time()
     training.prepare_cpu()
     model, state = training.load_checkpoint(args.checkpoint)
@@ -224,14 +241,14 @@ def main() -> None:
     loaded = [data.Scene(root / name, config.height, config.width, Path(args.cache), config.every) for name in scenes]
     with tqdm(loaded, desc="reading views", unit="scene", leave=False) as bar:
         for scene in bar:
-            source_ids, _, test_ids = data.protocol(scene)
-            scene.views(source_ids + test_ids)                                # complain of bad files before rendering
+            _, _, test_ids = data.protocol(scene)
+            scene.views(source_views(scene, args.views) + test_ids)           # complain of bad files before rendering
     seen = sorted({data.space(n) for n in run["train"]} & {data.space(n) for n in scenes}) if Path(run["root"]) == root else []
     print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}")
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
-    metrics = evaluate(model, loaded, training.pick_device(args.device), out, title)
-    metrics |= {"classes": data.CLASSES, "views": {"source": 8, "test": 4, "images": len(metrics["images"])}, "data": kind,
+    metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
+    metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,
                 "scenes": scenes, "scenes_seen_in_training": seen, "lpips": None, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),

@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="[laptop]")
     parser.add_argument("--out", default=None, help="folder for weights, metrics and pictures [runs/nerf-SCENE]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
+    parser.add_argument("--evaluate-at", default="", metavar="A,B,C", help="also evaluate after so many steps (Table 13)")
     training.add_settings(parser, Config)
     args = parser.parse_args()
     given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
@@ -222,18 +223,23 @@ def main() -> None:
     out = training.free_folder(args.out, f"nerf-{scene.name}")
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
-    views, start = scene.views(sorted(source + tune)), time.time()
+    views = scene.views(sorted(source + tune))
     model = new_model(views, config)
     print(f"{scene.name}: trained on {len(views.K)} views of {config.width}x{config.height}, evaluated on {len(test)} others; "
           f"{config.layers} layers of {config.hidden}, {config.rays} rays, {config.coarse}+{config.fine} samples, {config.steps} steps, "
           f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
-    _, steps = train(model, views, config.steps, device)
-    seconds = time.time() - start
+    history, optimiser, seconds, steps = [], None, 0.0, 0
     out.mkdir(parents=True, exist_ok=True)
+    for stop in sorted({config.steps, *(int(x) for x in args.evaluate_at.split(",") if x and int(x) < config.steps)}):
+        start = time.time()
+        optimiser, steps = train(model, views, stop, device, optimiser, steps)
+        seconds += time.time() - start
+        metrics = evaluation.evaluate(model, [scene], device, out, f"Semantic-NeRF, step {steps}")
+        history.append({"steps": steps, "train_seconds": seconds,
+                        **{key: metrics[key] for key in ("miou", "total_acc", "avg_acc", "psnr", "ssim", "depth_abs_rel")}})
     state = {"model": model.state_dict(), "config": asdict(config), "step": steps}
     data.write_atomically(out / "checkpoint.pt", lambda file: torch.save(state, file))
-    metrics = evaluation.evaluate(model, [scene], device, out, f"Semantic-NeRF, step {steps}")
-    metrics |= {"data": scene.name, "steps": steps, "train_seconds": seconds, "config": asdict(config),
+    metrics |= {"data": scene.name, "steps": steps, "train_seconds": seconds, "history": history, "config": asdict(config),
                 "command": " ".join(["python", *sys.argv])}
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
     evaluation.print_table(metrics, "Semantic-NeRF")

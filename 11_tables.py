@@ -1,0 +1,288 @@
+"""The paper's experiments on the rooms, one command each: `python 11_tables.py 4` runs the supplement's Table 4.
+
+    python 11_tables.py N [--quick]                       a laptop's recipe, on rooms
+    python 11_tables.py N --preset paper --data ROOT      at the paper's size, on ScanNet in ROOT
+
+Every training and every evaluation is the real command (07_train.py, 08_eval.py, 09_semantic_nerf.py), run as a user would type
+it, in runs/tables/KEY, where KEY says its settings: tables share what they have in common, an interrupted table goes on where
+it stopped, a finished one is read back. A table is written to results/table_NN.md and .json: our figures beside the paper's, in
+the paper's rows and columns, with data, commands, steps, seeds, hardware and time. Ours are about rooms, the paper's about
+ScanNet: what can be compared is the order of the rows, never the level.
+
+Test: pytest tests/test_11_tables.py
+"""
+import argparse
+import hashlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+
+data = import_module("01_data")
+training = import_module("07_train")           # Config, load_checkpoint
+benchmark = import_module("10_benchmark")      # fresh, hardware: operations and memory of Tables 2-3
+
+HERE = Path(__file__).parent
+PRESETS = {   # flags of 07 for every training of a table; no row has more or less than these, except where the row is that flag
+    "quick": dict(preset="laptop", height=48, width=64, steps=100, train_rooms=20, test_rooms=2, save_every=50),
+    "laptop": dict(preset="laptop", height=72, width=96, steps=600, test_rooms=6, save_every=100),
+    "paper": dict(preset="paper"),
+    "smoke": dict(preset="smoke", steps=30, train_rooms=4, test_rooms=1),     # for the tests
+}
+
+
+# ---------------------------------------------------------------------------------------------------- running the real commands
+
+class Bench:
+    """Runs trainings and evaluations, once each; remembers the commands and their seconds."""
+
+    def __init__(self, args):
+        self.args, self.commands, self.seconds = args, [], 0.0
+        self.where = ["--scene", "scannet", "--data", args.data] if args.data else ["--scene", "rooms"]
+        self.runs = Path(args.runs)
+
+    def run(self, script: str, *flags) -> None:
+        """A script of this project in a process of its own, its output left on the screen."""
+        command = [sys.executable, str(HERE / script), *map(str, flags)]
+        shown = " ".join(["python", script, *map(str, flags)])
+        print(f"\n$ {shown}", flush=True)
+        start = time.time()
+        code = subprocess.call(command)
+        self.seconds += time.time() - start
+        if code:
+            raise data.DataError(f"{shown}: ended with status {code} (see above); run the table again to go on from there")
+
+    def trained(self, **changes) -> Path:
+        """A training of the preset with these settings changed -> its folder, with a finished checkpoint."""
+        settings = {**PRESETS[self.args.size], **changes}
+        name = "-".join(f"{k}_{v}" for k, v in sorted(changes.items())) or "base"
+        digest = hashlib.sha1(json.dumps([settings, self.where], sort_keys=True).encode()).hexdigest()[:6]
+        out = self.runs / f"{self.args.size}-{name}-{digest}"
+        flags = [x for key, value in settings.items() for x in (f"--{key.replace('_', '-')}", str(value))]
+        checkpoint = out / "checkpoint.pt"
+        self.commands.append(" ".join(["python 07_train.py", *self.where, *flags, "--no-eval", "--out", str(out)]))
+        if not checkpoint.exists():
+            self.run("07_train.py", *self.where, *flags, "--no-eval", "--out", out)
+        else:
+            model, state = training.load_checkpoint(checkpoint)
+            if state["step"] < model.config.steps:
+                self.run("07_train.py", "--resume", "--no-eval", "--out", out)
+        return out
+
+    def evaluated(self, checkpoint: Path, name: str = "eval", *flags) -> dict:
+        """08_eval.py of a checkpoint -> metrics.json, read back if it is there."""
+        out = checkpoint.parent / name
+        command = ["--checkpoint", checkpoint, "--out", out, *flags]
+        self.commands.append(" ".join(["python 08_eval.py", *map(str, command)]))
+        if not (out / "metrics.json").exists():
+            self.run("08_eval.py", *command)
+        return json.loads((out / "metrics.json").read_text())
+
+    def seeds(self, **changes) -> list[dict]:
+        """The metrics of one variant for each seed."""
+        return [self.evaluated(self.trained(**changes, **({"seed": seed} if seed else {})) / "checkpoint.pt")
+                for seed in range(self.args.seeds)]
+
+
+def spread(runs: list[dict], key: str, digits: int = 2) -> str:
+    """Mean and, of several seeds, the standard deviation: "57.15" or "57.15 ± 0.4"."""
+    values = [run[key] for run in runs if run[key] is not None]
+    if not values:
+        return "-"
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
+
+
+def paired(runs: list[dict], base: list[dict], key: str = "miou") -> str:
+    """The difference to the base, seed by seed: mean ± deviation; "indistinguishable" if it is smaller than twice its standard
+    error."""
+    differences = [a[key] - b[key] for a, b in zip(runs, base) if a[key] is not None and b[key] is not None]
+    if not differences:
+        return "-"
+    mean = statistics.mean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.2f} (one seed)"
+    deviation = statistics.stdev(differences)
+    close = abs(mean) < 2 * deviation / len(differences) ** 0.5
+    return f"{mean:+.2f} ± {deviation:.2f}" + (" (indistinguishable)" if close else "")
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+def table_1(bench: Bench) -> tuple[list, list]:
+    """λ1/λ2. The base has 1/1, so a row a/b is trained with 2a/2b (Adam does not see a common factor); the source-view loss, a
+    semantic one, is weighted with λ1."""
+    paper = {"1/0": ("17.49", "55.10"), "0.75/0.25": ("25.26", "56.51"), "0.5/0.5": ("25.35", "57.15"),
+             "0.25/0.75": ("26.24", "58.12"), "0/1": ("26.57", "3.62")}
+    source_loss = {**training.PRESETS.get(PRESETS[bench.args.size]["preset"], {})}.get("source_loss", 0.0)
+    rows = []
+    for name, quoted in paper.items():
+        a, b = (2 * float(x) for x in name.split("/"))
+        runs = bench.seeds(**({} if a == b == 1 else dict(lambda1=a, lambda2=b, source_loss=a * source_loss)))
+        rows.append([name, spread(runs, "psnr"), spread(runs, "miou"), spread(runs, "depth_abs_rel", 4), *quoted])
+    return ["λ1/λ2", "PSNR", "mIoU", "depth abs rel", "paper: PSNR", "paper: mIoU"], rows
+
+
+MODES = {"w/o CRA": "none", "Dense Attention": "dense", "only intra-view Att": "intra", "only cross-view Att": "cross",
+         "full CRA": "full"}
+
+
+def attention_rows(bench: Bench, paper: dict, cost) -> list:
+    """A row for each attention: its cost, its metrics, the difference to full CRA, the paper's."""
+    full = bench.seeds()
+    rows = []
+    for name, mode in MODES.items():
+        runs = full if mode == "full" else bench.seeds(cra=mode)
+        rows.append([name, *cost(mode), spread(runs, "miou"), spread(runs, "total_acc"),
+                     "" if mode == "full" else paired(runs, full), *paper[name]])
+    return rows
+
+
+def tensor_cost(bench: Bench, mode: str, kind: str) -> dict:
+    """What one attention costs on 1024x64x8x32, measured once: GFLOP forward and both, peak MiB of forward + backward."""
+    R, S, V = (16, 8, 4) if bench.args.size == "smoke" else (1024, 64, 8)
+    path = bench.runs / f"cost_{mode}_{kind}_{R}x{S}x{V}.json"
+    if not path.exists():
+        flags = Namespace(device="cpu", rays=R, samples=S, views=V, height=48, width=64, repeats=1)
+        needed = 7 * R * 4 * (S * V) ** 2 * 4 / 2 ** 20 if (mode, kind) == ("dense", "einsum") else 0
+        found = benchmark.fresh(flags, "tensor", mode, kind, R, S, V) if needed < benchmark.available() else {"failed": "not run"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+    return json.loads(path.read_text())
+
+
+def table_2(bench: Bench) -> tuple[list, list]:
+    """GFLOP of each attention, 2 per multiply-add, of all projections and products, and quality."""
+    paper = {"w/o CRA": ("0", "76.30", "86.02"), "Dense Attention": ("10.25", "90.46", "94.52"),
+             "only intra-view Att": ("3.05", "81.24", "89.58"), "only cross-view Att": ("2.35", "87.01", "93.34"),
+             "full CRA": ("5.40", "91.08", "98.20")}
+
+    def cost(mode: str) -> list:
+        """GFLOP forward, and forward + backward."""
+        found = {"gflop": 0, "gflop_both": 0} if mode == "none" else tensor_cost(bench, mode, "fused")
+        return [f"{found['gflop']:.2f}", f"{found['gflop_both']:.2f}"]
+    return (["attention", "GFLOP forward", "GFLOP forward + backward", "mIoU", "total acc", "mIoU less full CRA's", "paper: GFLOPs",
+             "paper: mIoU", "paper: total acc"], attention_rows(bench, paper, cost))
+
+
+def table_3(bench: Bench) -> tuple[list, list]:
+    """Peak memory of each attention, forward + backward, its input included; and quality, shared with Table 2."""
+    paper = {"w/o CRA": ("0", "76.30", "86.02"), "Dense Attention": ("17647", "90.46", "94.52"),
+             "only intra-view Att": ("3899", "81.24", "89.58"), "only cross-view Att": ("1583", "87.01", "93.34"),
+             "full CRA": ("4143", "91.08", "98.20")}
+
+    def cost(mode: str) -> list:
+        """MiB of the plain einsum, of the fused kernel, and in pieces of 128 rays."""
+        found = [{"peak": 0} if mode == "none" else tensor_cost(bench, mode, kind) for kind in ("einsum", "fused", "pieces")]
+        return [f["failed"] if "failed" in f else f"{f['peak']:.0f}" for f in found]
+    return (["attention", "MiB einsum", "MiB fused", "MiB fused, 128 rays at a time", "mIoU", "total acc", "mIoU less full CRA's",
+             "paper: MB", "paper: mIoU", "paper: total acc"], attention_rows(bench, paper, cost))
+
+
+def table_4(bench: Bench) -> tuple[list, list]:
+    """τ of eq. 3; the base has 0.7."""
+    paper = {1: ("54.21", "77.13", "59.05"), 0.8: ("56.33", "78.01", "60.37"), 0.7: ("57.15", "78.24", "62.55"),
+             0.5: ("55.70", "76.64", "60.80"), 0.2: ("54.03", "77.25", "61.34")}
+    base, rows = bench.seeds(), []
+    for tau, quoted in paper.items():
+        runs = base if tau == 0.7 else bench.seeds(tau=tau)
+        rows.append([str(tau), spread(runs, "miou"), spread(runs, "total_acc"), spread(runs, "avg_acc"),
+                     "" if tau == 0.7 else paired(runs, base), *quoted])
+    return ["τ", "mIoU", "total acc", "avg acc", "mIoU less τ = 0.7's", "paper: mIoU", "paper: total acc", "paper: avg acc"], rows
+
+
+def table_7(bench: Bench) -> tuple[list, list]:
+    """Source views. One model (the base), trained with one number of views, evaluated with each; 12 and 16 borrow fine-tuning
+    views."""
+    paper = {1: ("67.55", "86.15", "73.73", "26.47", "0.9077"), 4: ("75.41", "90.51", "81.06", "30.90", "0.9368"),
+             8: ("79.97", "93.06", "84.92", "29.52", "0.9106"), 12: ("83.21", "93.89", "88.07", "28.57", "0.8969"),
+             16: ("84.84", "94.33", "89.78", "27.85", "0.8859")}
+    checkpoint, rows = bench.trained() / "checkpoint.pt", []
+    for views, quoted in paper.items():
+        run = [bench.evaluated(checkpoint) if views == 8 else bench.evaluated(checkpoint, f"eval-{views}-views", "--views", views)]
+        rows.append([str(views), *(spread(run, key) for key in ("miou", "total_acc", "avg_acc", "psnr")), spread(run, "ssim", 4), *quoted])
+    names = ["mIoU", "total acc", "avg acc", "PSNR", "SSIM"]
+    return ["source views", *names, *(f"paper: {n}" for n in names)], rows
+
+
+def table_12(bench: Bench) -> tuple[list, list]:
+    """Training steps. Validation: the 4 test views of four training scenes, kept out of training; test: unseen scenes. The paper's
+    rows, scaled to the length of our run; nothing is selected by either."""
+    paper = {"10k": ("63.70", "85.70", "71.86", "48.53", "74.75", "56.55"), "50k": ("72.85", "88.72", "79.52", "52.32", "77.31", "59.38"),
+             "100k": ("81.25", "94.80", "86.84", "54.27", "79.13", "61.76"), "200k": ("89.31", "97.91", "91.10", "54.44", "76.46", "60.63"),
+             "260k": ("89.57", "98.54", "91.02", "57.15", "78.24", "62.55"), "300k": ("88.99", "98.40", "90.39", "55.84", "77.67", "62.15")}
+    steps = PRESETS[bench.args.size].get("steps", training.Config.steps)
+    out = bench.trained(validation=4, keep_every=max(1, steps // 30))
+    _, state = training.load_checkpoint(out / "checkpoint.pt")
+    rows = []
+    for name, quoted in paper.items():
+        at = round(int(name[:-1]) / 300 * 30) * max(1, steps // 30)
+        checkpoint = out / f"checkpoint_{at}.pt"
+        seen = bench.evaluated(checkpoint, f"validation-{at}", "--scenes", ",".join(state["run"]["train"][:4]))
+        unseen = bench.evaluated(checkpoint, f"test-{at}")
+        rows.append([f"{at} ({name})", *(spread([run], key) for run in (seen, unseen) for key in ("miou", "total_acc", "avg_acc")), *quoted])
+    names = [f"{where} {what}" for where in ("validation", "test") for what in ("mIoU", "total acc", "avg acc")]
+    return ["steps (the paper's)", *names, *(f"paper: {n}" for n in names)], rows
+
+
+TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 7: table_7, 12: table_12}
+
+
+# ---------------------------------------------------------------------------------------------------- writing a table
+
+def code_version() -> str:
+    """The commit of this checkout, "+" if something is changed; "unknown" outside a checkout."""
+    def git(*words) -> str:
+        """git's answer"""
+        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_table(number: int, bench: Bench, head: list, rows: list, out: Path) -> Path:
+    """results/table_NN.md and .json."""
+    settings = {key: value for key, value in PRESETS[bench.args.size].items() if key != "preset"}
+    facts = {"table": number, "command": " ".join(["python", *sys.argv]), "data": bench.args.data or "rooms", "settings": settings,
+             "preset": PRESETS[bench.args.size]["preset"], "seeds": list(range(bench.args.seeds)), "code": code_version(),
+             "hardware": benchmark.hardware(Namespace(device="cpu")), "seconds_of_this_call": round(bench.seconds),
+             "commands": bench.commands}
+    lines = [f"# The supplement's Table {number}, on {facts['data']}", "",
+             " ".join(TABLES[number].__doc__.split()), "",
+             f"Ours: {facts['data']}. The columns marked *paper* are the supplement's, on ScanNet: compare the order of rows, not levels.",
+             "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), "",
+             f"Command: `{facts['command']}`. Preset {facts['preset']} with {settings or 'nothing changed'}; seeds {facts['seeds']}; "
+             f"{facts['hardware']}; code {facts['code']}; {facts['seconds_of_this_call']} s in this call (what was trained before is "
+             f"read back). Every command that made a figure is in `table_{number:02d}.json`.", ""]
+    path = out / f"table_{number:02d}.md"
+    data.write_atomically(path, lambda file: file.write("\n".join(lines).encode()))
+    data.write_atomically(path.with_suffix(".json"), lambda file: file.write(
+        json.dumps({**facts, "columns": head, "rows": rows}, indent=1, ensure_ascii=False).encode()))
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("table", type=int, choices=TABLES, help="the supplement's table")
+    parser.add_argument("--quick", action="store_true", help="tiny trainings: to see that it works, not what it shows")
+    parser.add_argument("--preset", choices=["laptop", "paper", "smoke"], default="laptop")
+    parser.add_argument("--data", default=None, help="folder of ScanNet scenes [rooms]")
+    parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4, else 1; with --quick 1]")
+    parser.add_argument("--runs", default="runs/tables", help="folder of the trainings")
+    parser.add_argument("--out", default="results", help="folder of the tables")
+    args = parser.parse_args()
+    args.size = "quick" if args.quick else args.preset
+    args.seeds = args.seeds or (3 if args.table in (2, 3, 4) and args.size in ("laptop", "paper") else 1)
+    bench = Bench(args)
+    head, rows = TABLES[args.table](bench)
+    path = write_table(args.table, bench, head, rows, Path(args.out))
+    print(f"\n{path.read_text()}\nwrote {path} and {path.with_suffix('.json')}")
+
+
+if __name__ == "__main__":
+    data.run_script(main)
