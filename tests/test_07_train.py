@@ -279,6 +279,16 @@ def test_memory_does_not_grow_with_the_number_of_scenes(root, tmp_path):
     assert many < few + 40, (few, many)
 
 
+def test_the_test_views_of_validation_scenes_stay_out_of_training(scene):
+    test = data.protocol(scene)[2]
+    run = {"train": [scene.name, "another"], "test": ["unseen"], "finetuned": False}
+    kept = training.training_frames(scene, run, replace(SMALL, validation=1))
+    assert sorted(kept + test) == list(range(len(scene)))
+    assert training.training_frames(scene, run, SMALL) == list(range(len(scene)))
+    run["train"].reverse()                                                    # no longer among the first one
+    assert training.training_frames(scene, run, replace(SMALL, validation=1)) == list(range(len(scene)))
+
+
 def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
     config = replace(SMALL, targets=3, extra_views=2, source_loss=0.5, workers=2)
     model, frames = make_model(config), list(range(len(scene)))
@@ -315,8 +325,12 @@ def test_a_model_can_overfit_one_view(scene):
 
 
 def test_a_30_step_run_lowers_the_loss_on_data_read_from_disk(root, tmp_path):
-    done = run("07_train.py", "--scene", root, "--preset", "smoke", "--steps", 30, "--out", "run", "--no-eval", cwd=tmp_path)
+    done = run("07_train.py", "--scene", root, "--preset", "smoke", "--steps", 30, "--out", "run", "--no-eval",
+               "--keep-every", 15, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == ["checkpoint.pt", "checkpoint_15.pt", "checkpoint_30.pt"]
+    assert training.load_checkpoint(tmp_path / "run/checkpoint_15.pt")[1]["step"] == 15
+    assert "waiting for data" in done.stdout
     rows = list(csv.DictReader(open(tmp_path / "run/log.csv")))
     first, last = ({key: float(value) for key, value in row.items()} for row in (rows[0], rows[-1]))
     assert last["step"] == 30 and last["semantic"] < first["semantic"] - 0.1 and last["source"] < first["source"] - 0.1

@@ -169,3 +169,17 @@ def test_too_few_frames_for_the_protocol_is_refused_before_rendering(work):
     done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--scene", "short",
                            "--out", "none"], cwd=work, capture_output=True, text=True)
     assert done.returncode == 2 and "14 usable frames" in done.stderr and not (work / "none").exists()
+
+
+def test_more_than_8_source_views_borrow_fine_tuning_views_and_never_test_views():
+    class Poses:
+        c2w = torch.eye(4).repeat(24, 1, 1)
+        __len__ = lambda self: 24
+    Poses.c2w[:, 0, 3] = torch.arange(24) / 10
+    source, tune, test = data.protocol(Poses())
+    assert evaluation.source_views(Poses(), 8) == source
+    for count in range(1, 17):
+        views = evaluation.source_views(Poses(), count)
+        assert len(set(views)) == count == len(views) and not set(views) & set(test)
+        assert set(views) <= set(source) if count <= 8 else set(source) <= set(views)
+    assert evaluation.source_views(Poses(), 1) == [source[4]] and sorted(source + tune) == evaluation.source_views(Poses(), 16)

@@ -116,9 +116,10 @@ def test_training_goes_on_exactly_where_it_stopped(scene):
 
 def test_the_script_trains_on_16_views_evaluates_on_4_and_writes_metrics(box_folder, tmp_path):
     command = [sys.executable, str(ROOT / "09_semantic_nerf.py"), "--scene", str(box_folder), "--preset", "smoke"]
-    done = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([*command, "--out", "run", "--evaluate-at", "5,10"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert [h["steps"] for h in metrics["history"]] == [5, 10, 20] and metrics["history"][-1]["psnr"] == metrics["psnr"]
     assert metrics["steps"] == 20 and len(metrics["images"]) == 4 and metrics["psnr"] > 3
     assert "trained on 16 views" in done.stdout and (tmp_path / "run" / f"{box_folder.name}.png").exists()
     again = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
