@@ -32,8 +32,8 @@ CHANNELS = 32     # C, the width of the features and of the 3D contextual space
 def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
     """Convolution and affine instance norm: (V, inputs, h, w) -> (V, outputs, ceil(h/stride), ceil(w/stride)).
 
-    Instance norm is group norm with one channel a group; PyTorch's group norm is the faster of its two (8 views of 320x240,
-    2 CPU threads, convolutions and norms, forward + backward: 99 ms against 114).
+    Instance norm is group norm with one channel a group; PyTorch's group norm is the faster of its two (`python 10_benchmark.py
+    --tried`: half the time).
     """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),

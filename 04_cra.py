@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
-EINSUM_UP_TO = 16       # sequences no longer than this go through the einsum: on a CPU it is the faster of the two
+EINSUM_UP_TO = 16       # sequences no longer than this go through the einsum: on a CPU it is the faster one (10_benchmark.py --tried)
 
 
 class Softmax(torch.autograd.Function):
     """softmax over the last axis, written out: over rows of 8 PyTorch's own takes several times as long on a CPU (its inner loop
-    is the row; `python 10_benchmark.py --notes` has the figures)."""
+    is the row; `python 10_benchmark.py --tried` has the figures)."""
 
     @staticmethod
     def forward(ctx, score: Tensor) -> Tensor:
