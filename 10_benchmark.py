@@ -14,8 +14,8 @@ peak memory is that figure's and nobody else's. How each number is made:
     seconds     the best of several repeats. user: processor time of all threads together
     U           the user-seconds of one 1024^3 float32 matrix product on one thread, best of ten, in the same run: a unit that
                 travels between machines better than seconds do
-    peak        CPU: the process's largest resident size, less what it was before (or in all, where it says process); GPU:
-                torch.cuda.max_memory_allocated
+    peak        CPU: the process's largest resident size, less what it was before (or in all, for the step and the image), freed
+                memory given back first; GPU: torch.cuda.max_memory_allocated
     floor       the larger of operations / measured matrix rate and bytes / measured copy bandwidth, where bytes are the stage's inputs
                 and outputs read or written once (three times with backward). "x floor": measured / floor
 
@@ -23,6 +23,7 @@ Test: pytest tests/test_10_benchmark.py
 """
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -60,8 +61,19 @@ def resident() -> float:
 
 
 def largest() -> float:
-    """The largest it has been, MiB (macOS counts in bytes, Linux in KiB)."""
+    """The largest it has been, since forget_peak() on Linux, MiB (getrusage counts in bytes on macOS, in KiB elsewhere)."""
+    with contextlib.suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 2 ** 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+
+
+def forget_peak() -> None:
+    """Give freed memory back to the system and forget how much there was before: the next peak is that of what comes now."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def user_seconds() -> float:
@@ -96,12 +108,13 @@ def size(*tensors) -> int:
 
 
 def peak_of(work: Callable, device: str) -> float:
-    """MiB that work() needs above what is there before it; on a CPU only the first call of a process can say."""
+    """MiB that work() needs above what is there before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    forget_peak()
     before = resident()
     work()
     return max(0.0, largest() - before)
@@ -233,6 +246,7 @@ def measure_decoding(args) -> dict:
                 iio.imwrite(file.with_suffix(f".{suffix}"), np.ascontiguousarray(image[rows][:, columns]))
         frames = data.Scene(scene, args.height, args.width, Path(folder) / "cache")
         frames.load(0), frames.K                                              # the label table and the image's size
+        forget_peak()
         before = resident()
         start, user = time.perf_counter(), user_seconds()
         for i in range(1, 13):
@@ -240,7 +254,7 @@ def measure_decoding(args) -> dict:
         first, first_user = (time.perf_counter() - start) / 12, (user_seconds() - user) / 12
         again, again_user = clock(lambda: [frames.load(i) for i in range(1, 13)], 3, "cpu")
     return {"gflop": 0.0, "bytes": 1296 * 968 * 5, "seconds": first, "user": first_user,
-            "peak": largest() - before, "cached_seconds": again / 12, "cached_user": again_user / 12}
+            "peak": max(0.0, largest() - before), "cached_seconds": again / 12, "cached_user": again_user / 12}
 
 
 def measure_step(args, **settings) -> dict:
