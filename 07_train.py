@@ -89,7 +89,7 @@ class Config:
     keep_every: int = setting(0, "also keep a copy of the checkpoint every so many steps, checkpoint_STEP.pt [0: no copies]")
     validation: int = setting(0, "the 4 test views of so many of the training scenes stay out of training, to validate on")
     keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
-    chunk: int = setting(256, "rays rendered at a time in evaluation")
+    chunk: int = setting(128, "rays rendered at a time in evaluation")
     piece: int = setting(0, "rays that go forward and backward together in training [0: 128 on a CPU, all of them on a GPU]")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
