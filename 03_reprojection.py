@@ -68,6 +68,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
+        """The gradient (N, C) goes to the rows it was read from; index and weight have none."""
         index, weight = ctx.saved_tensors
         table = gradient.new_zeros(ctx.rows, gradient.shape[1])
         for i in range(index.shape[1]):

@@ -45,9 +45,10 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
+        """p_t (g_t - sum_u p_u g_u)"""
         p, = ctx.saved_tensors
         weighted = gradient * p
-        return weighted.sub_(p * weighted.sum(dim=-1, keepdim=True))          # p_t (g_t - sum_u p_u g_u)
+        return weighted.sub_(p * weighted.sum(dim=-1, keepdim=True))
 
 
 def readable_keys(mask: Tensor, dtype: torch.dtype) -> Tensor:
