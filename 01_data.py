@@ -206,10 +206,11 @@ class Scene:
     frames: the file numbers with a finite pose, in numeric order (ScanNet writes -inf where tracking was lost), every
     `every`-th of them. c2w (N, 4, 4), K (3, 3) at height x width. Decoded frames go to `cache` as uint8 colour, int8 label and
     uint16 depth (6 bytes a pixel), under a name that carries size and modification time of the sources, so a changed file
-    is decoded again.
+    is decoded again. labels: a folder whose <scene>/<frame>.png stand for the scene's own label-filt (pseudo labels).
     """
 
-    def __init__(self, folder: Path, height: int, width: int, cache: Path = Path("cache"), every: int = 1):
+    def __init__(self, folder: Path, height: int, width: int, cache: Path = Path("cache"), every: int = 1,
+                 labels: str | Path | None = None):
         self.folder, self.name, self.height, self.width = Path(folder), Path(folder).name, height, width
         if not (self.folder / "color").is_dir():
             raise DataError(f"{self.folder}: no such scene (needs color/, pose/, intrinsic/); check --data and --scenes")
@@ -222,8 +223,11 @@ class Scene:
             raise DataError(f"{self.folder / 'pose'}: not one finite pose (tracking lost throughout); leave this scene out")
         self.c2w = torch.tensor(np.stack([poses[i] for i in self.frames]), dtype=torch.float32)   # (N, 4, 4)
         self.native_K = read_intrinsics(self.folder / "intrinsic" / "intrinsic_color.txt")
-        self.has_labels = (self.folder / "label-filt").is_dir()
-        digest = hashlib.sha1(str(self.folder.resolve()).encode()).hexdigest()[:10]
+        self.labels = Path(labels) / self.name if labels else self.folder / "label-filt"
+        self.has_labels = self.labels.is_dir()
+        if labels and not self.has_labels:
+            raise DataError(f"{self.labels}: no such folder; --labels takes a folder with {self.name}/<frame>.png in it")
+        digest = hashlib.sha1(f"{self.folder.resolve()}{self.labels.resolve() if labels else ''}".encode()).hexdigest()[:10]
         self.cache = Path(cache) / f"{self.name}_{digest}_{height}x{width}"
 
     def __len__(self) -> int:
@@ -235,6 +239,11 @@ class Scene:
         return read_label_table(self.folder.parent / LABELS_TSV)
 
     @cached_property
+    def raw_ids(self) -> np.ndarray:
+        """Class index -> a raw id of that class (L,) uint16, 0 (unlabelled) for a class the table does not have."""
+        return np.array([np.argmax(self.label_table == l) * (self.label_table == l).any() for l in range(len(CLASSES))], np.uint16)
+
+    @cached_property
     def K(self) -> Tensor:
         """Intrinsics (3, 3) at this resolution, each axis scaled by its own factor from the colour image's real size."""
         h, w = read_image(self.files(self.frames[0])[0]).shape[:2]
@@ -244,7 +253,7 @@ class Scene:
         """The colour, label and depth file of a frame; the last two may not exist."""
         color = self.folder / "color" / f"{frame}.jpg"
         color = color if color.exists() else color.with_suffix(".png") if color.with_suffix(".png").exists() else color
-        return [color, self.folder / "label-filt" / f"{frame}.png", self.folder / "depth" / f"{frame}.png"]
+        return [color, self.labels / f"{frame}.png", self.folder / "depth" / f"{frame}.png"]
 
     def decode(self, frame: int) -> np.ndarray:
         """Read and resize one frame's files -> (H, W, 6) uint8: red, green, blue, label (int8), depth in mm (uint16)."""

@@ -183,6 +183,11 @@ class SRay(nn.Module):
         with half_precision(self.config, images):
             return self.encoder(images).to(images.dtype)
 
+    def segment(self, images: Tensor) -> Tensor:
+        """The 2D segmenter that source_loss trains, the encoder and a 1x1 head: images (V, 3, H, W) -> logits (V, L, H, W)."""
+        logits = self.source_head(self.features(images))                      # (V, L, h, w), at every fourth pixel
+        return encoder.upsample_onto(encoder.upsample_onto(logits, images[..., ::2, ::2]), images)
+
     def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, jitter: Tensor | None = None,
                 fine_only: bool = False, keep: int = 0) -> dict[str, dict[str, Tensor]]:
         """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...}, each with pixel values
@@ -534,6 +539,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--finetune", metavar="CKPT", help="start from these weights, on the source and fine-tuning views of "
                         "--scenes; the 4 test views stay untouched")
+    parser.add_argument("--labels", metavar="FOLDER", help="train on the labels in FOLDER/SCENE/FRAME.png (pseudo labels, ids as in "
+                        "label-filt) instead of the scenes' own; evaluation never sees them")
+    parser.add_argument("--encoder", metavar="CKPT", help="start the encoder, and the 1x1 head that --source-loss trains, from this "
+                        "checkpoint's; the rest from random weights")
     parser.add_argument("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
     add_settings(parser)
     return parser.parse_args()
@@ -552,7 +561,7 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
         base, why = asdict(model.config), "the run's own settings"
     elif args.finetune:
         model, state = load_checkpoint(args.finetune)
-        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4}, f"the settings of {args.finetune}, 2000 steps"
+        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4, "extra_views": 0}, f"the settings of {args.finetune}, 2000 steps"
     else:
         real = args.scene != "rooms" and (args.scene != "scannet" or args.data or Path("data/scannet").is_dir())
         name = args.preset or ("paper" if real and torch.cuda.is_available() else "laptop")
@@ -607,12 +616,12 @@ def main() -> None:
         # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of training
         test = found.train if args.finetune else found.test or found.train
         run = {"data": found.kind, "root": str(found.root), "train": found.train, "test": test,
-               "finetuned": bool(args.finetune), "seconds": 0.0}
+               "finetuned": bool(args.finetune), "labels": args.labels, "seconds": 0.0}
         name = f"{found.kind}-{name}"
     run["command"] = " ".join(["python", *sys.argv])
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False) as bar:
-        scenes = [data.Scene(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every)
-                  for scene in bar]
+        scenes = [data.Scene(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every,
+                             run.get("labels")) for scene in bar]
     frames = [training_frames(scene, run, config) for scene in scenes]
     same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
     print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
@@ -629,6 +638,9 @@ def main() -> None:
             reason = str(error).splitlines()[-1].strip()[:100]
             raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({reason}); drop the flag that changes "
                                  "the model") from None
+    if args.encoder and not state:
+        _, given = load_checkpoint(args.encoder)
+        model.load_state_dict({k: x for k, x in given["model"].items() if k.startswith(("encoder.", "source_head."))}, strict=False)
     model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:

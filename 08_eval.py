@@ -25,6 +25,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,24 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8)
             "confusion": pooled.tolist(), "images": images}
 
 
+def write_pseudo_labels(model, scenes: list, device, out: Path) -> dict:
+    """The 2D segmenter's labels of each scene's source and fine-tuning views -> out/SCENE/FRAME.png in raw ids and at the size of
+    the colour image, as label-filt; and its label metrics on those views, against the scenes' own labels."""
+    L, n = len(data.CLASSES), torch.zeros(len(data.CLASSES), len(data.CLASSES) + 1, dtype=torch.int64)
+    model.to(device).eval()
+    for scene in scenes:
+        source, tune, _ = data.protocol(scene)
+        for index in tqdm(sorted(source + tune), desc=f"segmenting {scene.name}", unit="view", leave=False):
+            view = scene.views([index])
+            with torch.no_grad():
+                labels = model.segment(view.images.to(device)).argmax(1).cpu()[0]                 # (H, W)
+            n += confusion_matrix(labels.flatten(), view.labels.flatten(), L)
+            h, w = data.read_image(scene.files(scene.frames[index])[0]).shape[:2]
+            raw = scene.raw_ids[labels.numpy()][data.nearest_pixels(h, labels.shape[0])[:, None], data.nearest_pixels(w, labels.shape[1])]
+            data.write_atomically(out / scene.name / f"{scene.frames[index]}.png", lambda file: iio.imwrite(file, raw, extension=".png"))
+    return label_metrics(n)
+
+
 def print_table(metrics: dict, who: str = "S-Ray") -> None:
     """The result on screen: per-class IoU, then the summary beside the copied baseline."""
     show = lambda x, digits=2: "-" if x is None else f"{x:.{digits}f}"
@@ -220,6 +239,8 @@ def main() -> None:
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
+    parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
+                        "and fine-tuning views to FOLDER/SCENE/FRAME.png, for 07 and 09 --labels")
     args = parser.parse_args()
 
     if not 1 <= args.views <= 16:
@@ -246,6 +267,12 @@ def main() -> None:
     seen = sorted({data.space(n) for n in run["train"]} & {data.space(n) for n in scenes}) if Path(run["root"]) == root else []
     print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}")
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
+    if args.pseudo_labels:
+        found = write_pseudo_labels(model, loaded, training.pick_device(args.device), Path(args.pseudo_labels))
+        data.write_atomically(Path(args.pseudo_labels) / "metrics.json", lambda file: file.write(json.dumps(found, indent=1).encode()))
+        truth = "no labels to compare with" if found["miou"] is None else f"mIoU {found['miou']:.2f}, total accuracy {found['total_acc']:.2f}"
+        print(f"pseudo labels in {args.pseudo_labels}; on these views: {truth}")
+        return
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
     metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,

@@ -169,6 +169,17 @@ def new_model(views: "data.Views", config: Config) -> SemanticNeRF:
     return SemanticNeRF(config, centre, float((positions - centre).norm(dim=-1).max()) + config.far)
 
 
+def load(path: str | Path) -> SemanticNeRF:
+    """A model from the checkpoint of a run. DataError if it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = SemanticNeRF(Config(**state["config"]), torch.zeros(3), 1.0)  # centre and scale come with the weights
+        model.load_state_dict(state["model"])
+    except Exception as error:                # missing, damaged, foreign
+        raise data.DataError(f"{path}: not a Semantic-NeRF ({str(error).splitlines()[0][:120]}); train it again") from None
+    return model
+
+
 def train(model: SemanticNeRF, views: "data.Views", steps: int, device: torch.device, optimiser=None, first_step: int = 0,
           budget: float | None = None):
     """Train on all pixels of these views from first_step to steps (the learning rate follows config.steps), or until `budget`
@@ -209,6 +220,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="[laptop]")
     parser.add_argument("--out", default=None, help="folder for weights, metrics and pictures [runs/nerf-SCENE]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
+    parser.add_argument("--labels", metavar="FOLDER", help="train on the labels in FOLDER/SCENE/FRAME.png instead of the scene's own")
     parser.add_argument("--evaluate-at", default="", metavar="A,B,C", help="also evaluate after so many steps (Table 13)")
     training.add_settings(parser, Config)
     args = parser.parse_args()
@@ -223,7 +235,7 @@ def main() -> None:
     out = training.free_folder(args.out, f"nerf-{scene.name}")
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
-    views = scene.views(sorted(source + tune))
+    views = data.Scene(Path(args.scene), config.height, config.width, Path(args.cache), labels=args.labels).views(sorted(source + tune))
     model = new_model(views, config)
     print(f"{scene.name}: trained on {len(views.K)} views of {config.width}x{config.height}, evaluated on {len(test)} others; "
           f"{config.layers} layers of {config.hidden}, {config.rays} rays, {config.coarse}+{config.fine} samples, {config.steps} steps, "
@@ -237,11 +249,11 @@ def main() -> None:
         metrics = evaluation.evaluate(model, [scene], device, out, f"Semantic-NeRF, step {steps}")
         history.append({"steps": steps, "train_seconds": seconds,
                         **{key: metrics[key] for key in ("miou", "total_acc", "avg_acc", "psnr", "ssim", "depth_abs_rel")}})
-    state = {"model": model.state_dict(), "config": asdict(config), "step": steps}
-    data.write_atomically(out / "checkpoint.pt", lambda file: torch.save(state, file))
     metrics |= {"data": scene.name, "steps": steps, "train_seconds": seconds, "history": history, "config": asdict(config),
                 "command": " ".join(["python", *sys.argv])}
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
+    state = {"model": model.state_dict(), "config": asdict(config), "step": steps}
+    data.write_atomically(out / "checkpoint.pt", lambda file: torch.save(state, file))            # last: the run is complete
     evaluation.print_table(metrics, "Semantic-NeRF")
     print(f"\n{steps} steps in {seconds:.0f} s; weights, metrics.json and the picture in {out}")
 

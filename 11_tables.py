@@ -1,7 +1,9 @@
 """The paper's experiments on the rooms, one command each: `python 11_tables.py 4` runs the supplement's Table 4.
 
-    python 11_tables.py N [--quick]                       a laptop's recipe, on rooms
-    python 11_tables.py N --preset paper --data ROOT      at the paper's size, on ScanNet in ROOT
+    python 11_tables.py WHAT [--quick]                    a laptop's recipe, on rooms
+    python 11_tables.py WHAT --preset paper --data ROOT   at the paper's size, on ScanNet in ROOT
+
+WHAT: a table, 1 to 7, 12 or 13; `beyond`, a table of what the paper leaves out; figure1 to figure4; or all.
 
 Every training and every evaluation is the real command (07_train.py, 08_eval.py, 09_semantic_nerf.py), run as a user would type
 it, in runs/tables/KEY, where KEY says its settings: tables share what they have in common, an interrupted table goes on where
@@ -22,17 +24,32 @@ from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
 data = import_module("01_data")
+encoder = import_module("02_encoder")          # pca_picture
+reprojection = import_module("03_reprojection")    # lookup
+geometry = import_module("06_geometry_render")     # render
 training = import_module("07_train")           # Config, load_checkpoint
+evaluation = import_module("08_eval")          # metrics, label colours
+nerf = import_module("09_semantic_nerf")       # load
 benchmark = import_module("10_benchmark")      # fresh, hardware: operations and memory of Tables 2-3
 
 HERE = Path(__file__).parent
 PRESETS = {   # flags of 07 for every training of a table; no row has more or less than these, except where the row is that flag
-    "quick": dict(preset="laptop", height=48, width=64, steps=100, train_rooms=20, test_rooms=2, save_every=50),
-    "laptop": dict(preset="laptop", height=72, width=96, steps=600, test_rooms=6, save_every=100),
+    "quick": dict(preset="laptop", height=48, width=64, steps=60, train_rooms=20, test_rooms=2, save_every=50),
+    "laptop": dict(preset="laptop", height=72, width=96, steps=400, fine=16, extra_views=4, keep=8, test_rooms=6, save_every=100),
     "paper": dict(preset="paper"),
     "smoke": dict(preset="smoke", steps=30, train_rooms=4, test_rooms=1),     # for the tests
 }
+# The 2D segmenter: the encoder and a 1x1 head, trained on single images of the training scenes by the same command with the rays'
+# losses at zero. It stands where the paper used a pretrained DeepLabV3+ (Table 5). At laptop size it is also where every
+# training's encoder starts, so that a row's few minutes go to what the row is about; at the paper's sizes nothing is pretrained.
+SEGMENTER = dict(lambda1=0, lambda2=0, source_loss=1, views=1, rays=2, coarse=2, fine=2)
+SEGMENTER_STEPS = {"quick": 200, "laptop": 2500, "paper": 20_000, "smoke": 30}
+SEGMENTER_IMAGES = {"quick": 15, "laptop": 15, "paper": 8, "smoke": 4}         # for each of a step's targets
 
 
 # ---------------------------------------------------------------------------------------------------- running the real commands
@@ -56,10 +73,19 @@ class Bench:
         if code:
             raise data.DataError(f"{shown}: ended with status {code} (see above); run the table again to go on from there")
 
-    def trained(self, **changes) -> Path:
+    def segmenter(self) -> Path:
+        """The 2D segmenter -> its folder, with a finished checkpoint."""
+        size = self.args.size
+        settings = {k: v for k, v in PRESETS[size].items() if k != "keep"}
+        return self.trained("segmenter", **{**settings, **SEGMENTER, "steps": SEGMENTER_STEPS[size],
+                                            "targets": 2, "extra_views": SEGMENTER_IMAGES[size] - 1})
+
+    def trained(self, name: str = "", **changes) -> Path:
         """A training of the preset with these settings changed -> its folder, with a finished checkpoint."""
         settings = {**PRESETS[self.args.size], **changes}
-        name = "-".join(f"{k}_{v}" for k, v in sorted(changes.items())) or "base"
+        if not name and self.args.size in ("quick", "laptop"):
+            settings["encoder"] = str(self.segmenter() / "checkpoint.pt")
+        name = name or "-".join(f"{k}_{v}" for k, v in sorted(changes.items())) or "base"
         digest = hashlib.sha1(json.dumps([settings, self.where], sort_keys=True).encode()).hexdigest()[:6]
         out = self.runs / f"{self.args.size}-{name}-{digest}"
         flags = [x for key, value in settings.items() for x in (f"--{key.replace('_', '-')}", str(value))]
@@ -237,7 +263,62 @@ def table_12(bench: Bench) -> tuple[list, list]:
     return ["steps (the paper's)", *names, *(f"paper: {n}" for n in names)], rows
 
 
-UNIT = {"smoke": 3, "quick": 30, "laptop": 250, "paper": 2000}               # Table 13: the paper's 2k steps, at each size
+UNIT = {"smoke": 2, "quick": 10, "laptop": 80, "paper": 2000}                # Tables 5 and 13: the paper's 2k steps, at each size
+
+
+def steps_of(name: str, bench: Bench) -> int:
+    """"5k", a number of the paper's steps on one scene -> our number of steps."""
+    return int(name.rstrip("k") or 0) * UNIT[bench.args.size] // 2
+
+
+def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, Path]:
+    """One unseen scene: S-Ray fine-tuned on its 8 source and 8 fine-tuning views for the paper's 60k steps, with copies on the way,
+    and Semantic-NeRF trained on them for 100k. labels: "gt", the scene's own, or "pseudo", the 2D segmenter's on these views.
+    -> S-Ray's, its fine-tuning's and the NeRF's folders, the scene and its root."""
+    base, unit = bench.trained(), UNIT[bench.args.size]
+    model, state = training.load_checkpoint(base / "checkpoint.pt")
+    scene, root, c = state["run"]["test"][0], Path(state["run"]["root"]), model.config
+    given = []
+    if labels == "pseudo":
+        segmenter = bench.segmenter()
+        folder = segmenter / "pseudo"
+        bench.once(folder / "metrics.json", "08_eval.py", "--checkpoint", segmenter / "checkpoint.pt", "--scenes", scene,
+                   "--pseudo-labels", folder, "--out", folder)
+        given = ["--labels", folder]
+    ending = f"{scene}-{unit}" + "-pseudo" * bool(given)
+    tuned, baseline = base / f"finetuned-{ending}", base / f"nerf-{ending}"
+    last = steps_of("60k", bench)
+    bench.once(tuned / f"checkpoint_{last}.pt", "07_train.py", *bench.where, "--scenes", scene, "--finetune", base / "checkpoint.pt",
+               "--steps", last, "--keep-every", unit // 2, *given, "--no-eval", "--out", tuned, resume=tuned / "checkpoint.pt")
+    preset = bench.args.size if bench.args.size in ("paper", "smoke") else "laptop"
+    stops = sorted({steps_of(name, bench) for name in ("2k", "4k", "5k", "6k", "8k", "30k", "50k")})
+    bench.once(baseline / "checkpoint.pt", "09_semantic_nerf.py", "--scene", root / scene, "--preset", preset, "--height", c.height,
+               "--width", c.width, "--near", c.near, "--far", c.far, "--steps", steps_of("100k", bench), "--evaluate-at",
+               ",".join(map(str, stops)), *given, "--out", baseline)
+    return base, tuned, baseline, scene, root
+
+
+def table_5(bench: Bench) -> tuple[list, list, str]:
+    """mIoU on one unseen scene: Semantic-NeRF trained on its 16 views against S-Ray fine-tuned on them, with true labels (gt) and
+    with pseudo labels (p), those of our 2D segmenter, which stands where the paper used DeepLabV3+. The paper's steps, scaled;
+    "converge" is 100k of them for Semantic-NeRF and 60k for S-Ray, which the paper does not say."""
+    paper = {"S-NeRF": ("N/A", "78.59", "86.32", "85.64", "91.33", "92.10", "95.24"),
+             "S-Ray": ("77.82", "88.07", "93.40", "91.25", "95.15", "92.43", "95.39")}
+    ours, theirs = [], ["N/A"]
+    runs = {labels: per_scene(bench, labels) for labels in ("pseudo", "gt")}
+    for name in ("5k", "50k", "converge"):
+        for base, tuned, baseline, scene, _ in runs.values():
+            at = steps_of("60k" if name == "converge" else name, bench)
+            ours.append(bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene))
+            history = {h["steps"]: h for h in json.loads((baseline / "metrics.json").read_text())["history"]}
+            theirs.append(spread([history[steps_of("100k" if name == "converge" else name, bench)]], "miou"))
+    untouched = bench.evaluated(base / "checkpoint.pt", f"eval-{scene}", "--scenes", scene)
+    found = json.loads((bench.segmenter() / "pseudo" / "metrics.json").read_text())
+    names = ["w/o ft", *(f"ft {steps}({kind})" for steps in ("5k", "50k", "converge") for kind in ("p", "gt"))]
+    rows = [["S-NeRF", *theirs, *paper["S-NeRF"]], ["S-Ray", *(spread([run], "miou") for run in (untouched, *ours)), *paper["S-Ray"]]]
+    note = (f"The pseudo labels on the scene's 16 views: {spread([found], 'miou')} mIoU, {spread([found], 'total_acc')} total accuracy. "
+            f"Our steps for the paper's 5k, 50k, 60k and 100k: {', '.join(str(steps_of(k, bench)) for k in ('5k', '50k', '60k', '100k'))}.")
+    return ["mIoU", *names, *(f"paper: {n}" for n in names)], rows, note
 
 
 def table_13(bench: Bench) -> tuple[list, list]:
@@ -250,27 +331,14 @@ def table_13(bench: Bench) -> tuple[list, list]:
              "8k": (("94.59", "99.15", "99.15", "29.95"), ("88.78", "88.57", "89.67", "22.94")),
              "30k": (("95.10", "99.43", "99.42", "30.05"), ("91.78", "94.86", "95.78", "24.78")),
              "100k": (None, ("95.05", "98.73", "99.02", "29.97"))}
-    unit = UNIT[bench.args.size]
-    steps = {name: int(name.rstrip("k") or 0) * unit // 2 for name in paper}
-    base = bench.trained()
-    model, state = training.load_checkpoint(base / "checkpoint.pt")
-    scene, root, c = state["run"]["test"][0], Path(state["run"]["root"]), model.config
-
-    tuned, nerf = base / f"finetuned-{scene}-{unit}", base / f"nerf-{scene}-{unit}"
-    flags = [*bench.where, "--scenes", scene, "--finetune", base / "checkpoint.pt", "--steps", steps["30k"], "--keep-every", unit, "--no-eval",
-             "--out", tuned]
-    bench.once(tuned / f"checkpoint_{steps['30k']}.pt", "07_train.py", *flags, resume=tuned / "checkpoint.pt")
-    preset = "paper" if bench.args.size == "paper" else "smoke" if bench.args.size == "smoke" else "laptop"
-    bench.once(nerf / "metrics.json", "09_semantic_nerf.py", "--scene", root / scene, "--preset", preset, "--height", c.height, "--width",
-               c.width, "--near", c.near, "--far", c.far, "--steps", steps["100k"], "--evaluate-at",
-               ",".join(str(n) for n in steps.values() if 0 < n < steps["100k"]), "--out", nerf)
-    history = {h["steps"]: h for h in json.loads((nerf / "metrics.json").read_text())["history"]}
+    base, tuned, baseline, scene, _ = per_scene(bench)
+    history = {h["steps"]: h for h in json.loads((baseline / "metrics.json").read_text())["history"]}
     rows = []
     for name, (ours_quoted, theirs_quoted) in paper.items():
-        at, cells = steps[name], []
+        at, cells = steps_of(name, bench), []
         if ours_quoted:
-            checkpoint = tuned / f"checkpoint_{at}.pt" if at else base / "checkpoint.pt"
-            run = bench.evaluated(checkpoint, f"eval-{scene}-{at}", "--scenes", scene)
+            run = (bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene) if at else
+                   bench.evaluated(base / "checkpoint.pt", f"eval-{scene}", "--scenes", scene))
             seconds = run["train_seconds"] if at else 0.0
             cells.append([f"{at} ({name})", "S-Ray", *(spread([run], key) for key in ("miou", "avg_acc", "total_acc", "psnr")),
                           f"{seconds:.0f}", *ours_quoted])
@@ -281,6 +349,122 @@ def table_13(bench: Bench) -> tuple[list, list]:
         rows += cells
     names = ["mIoU", "avg acc", "total acc", "PSNR"]
     return ["steps (the paper's)", "method", *names, "seconds on the scene", *(f"paper: {n}" for n in names)], rows
+
+
+# ---------------------------------------------------------------------------------------------------- what the paper leaves out
+
+def average_2d(maps: Tensor, points: Tensor, sources) -> Tensor:
+    """The 2D segmenter's logits maps (V, L, h, w) of the source views at points (R, S, 3), averaged over the views that have the
+    point in their image: (R, S, L). No attention, no view weights, no notion of occlusion."""
+    H, W = sources.images.shape[-2:]
+    uv, z = data.project(points, sources.K, sources.c2w)                      # (R, S, V, 2), (R, S, V)
+    seen = (z > 1e-3) & (uv >= -0.5).all(-1) & (uv[..., 0] <= W - 0.5) & (uv[..., 1] <= H - 0.5)
+    logits = reprojection.lookup(maps, torch.where(seen[..., None], uv, 0.0), encoder.STRIDE)     # (R, S, V, L)
+    # average[r,s,l] = sum_v seen[r,s,v] logits[r,s,v,l] / sum_v seen[r,s,v]
+    return torch.einsum("rsv,rsvl->rsl", seen.float(), logits) / seen.sum(-1, keepdim=True).clamp(min=1)
+
+
+def both_ways(model, sources, maps: dict[str, Tensor], pixels: Tensor, K: Tensor, c2w: Tensor, depth: Tensor) -> dict[str, Tensor]:
+    """Some rays (R) rendered as S-Ray does and as 2D logits averaged, by the model's own density and at the true depth (R,): logits
+    (R, L) of each way, and "colour", "colour at true depth" (R, 3). maps: name -> (V, L, h, w)."""
+    result = model(sources, pixels, K, c2w, fine_only=True)["fine"]
+    origin, directions = data.rays(pixels, K, c2w)
+    z, weights = result["z"], result["weights"]                               # (R, S)
+    found = {"S-Ray": result["logits"], "colour": result["colour"]}
+    for name, logits in maps.items():
+        found[name] = geometry.render(weights, average_2d(logits, origin + z[..., None] * directions[:, None], sources))
+    # the sample nearest the true depth moves onto it and is all that is rendered; the others are still there to attend to
+    nearest = (z - depth[:, None]).abs().argmin(1, keepdim=True)              # (R, 1)
+    z = z.scatter(1, nearest, depth[:, None].clamp(min=model.config.near))
+    context, seen, index = model.fine.look(origin, directions, z, sources, True)
+    found["S-Ray, true depth"] = model.fine.label(context, seen, index, nearest)[0][:, 0]
+    found["colour at true depth"] = seen.colour.take_along_dim(nearest[..., None], 1)[:, 0]
+    for name, logits in maps.items():
+        found[f"{name}, true depth"] = average_2d(logits, origin + depth[:, None, None] * directions[:, None], sources)[:, 0]
+    return found
+
+
+def consistency(labels: list[Tensor], views) -> tuple[int, int]:
+    """Label maps (H, W) of views in order: each view's pixels carried to the next by their true depth -> how many land on the same
+    label, of how many. A pixel counts if the next view sees its point: in the image, and its own depth there within 2%."""
+    H, W = labels[0].shape
+    agree = total = 0
+    for a in range(len(labels) - 1):
+        one, two = views[a], views[a + 1]
+        known = (one.depth > 0).flatten()
+        points = data.unproject(data.pixel_grid(H, W)[known], one.depth.flatten()[known], one.K, one.c2w)          # (N, 3)
+        uv, z = data.project(points, two.K[None], two.c2w[None])
+        u, v, z = uv[:, 0, 0].round().long(), uv[:, 0, 1].round().long(), z[:, 0]
+        inside = (z > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
+        u, v = u.clamp(0, W - 1), v.clamp(0, H - 1)
+        seen = inside & ((two.depth[v, u] - z).abs() < 0.02 * z)
+        agree += int((labels[a].flatten()[known] == labels[a + 1][v, u])[seen].sum())
+        total += int(seen.sum())
+    return agree, total
+
+
+def measure_beyond(checkpoint: Path, segmenter: Path) -> dict[str, dict]:
+    """The rows of `beyond` for one training: name -> label metrics, psnr (None without colour), consistency in percent."""
+    L = len(data.CLASSES)
+    model, state = training.load_checkpoint(checkpoint)
+    alone, _ = training.load_checkpoint(segmenter)
+    model.eval(), alone.eval()
+    c, run = model.config, state["run"]
+    tables: dict[str, Tensor] = {}
+    psnr: dict[str, list[float]] = {}
+    same: dict[str, list[int]] = {}
+    with torch.no_grad(), tqdm(total=4 * len(run["test"]), desc="beyond", unit="view", mininterval=15) as bar:
+        for name in run["test"]:
+            scene = data.Scene(Path(run["root"]) / name, c.height, c.width)
+            source_ids, _, test_ids = data.protocol(scene)
+            truth, sources = scene.views(test_ids), model.encode(scene.views(source_ids))
+            maps = {"2D average, the segmenter's": alone.source_head(alone.features(sources.images))}
+            if c.source_loss:
+                maps["2D average, own encoder's"] = model.source_head(sources.features)
+            shown: dict[str, list[Tensor]] = {"truth": list(truth.labels),
+                                              "2D segmenter on the true picture": list(alone.segment(truth.images).argmax(1))}
+            for i in range(len(test_ids)):
+                parts = [both_ways(model, sources, maps, pixels, truth.K[i], truth.c2w[i], depth) for pixels, depth in
+                         zip(data.pixel_grid(c.height, c.width).split(c.chunk), truth.depth[i].flatten().split(c.chunk))]
+                for way in parts[0]:
+                    whole = torch.cat([p[way] for p in parts])
+                    if way.startswith("colour"):
+                        image = whole.view(c.height, c.width, 3)
+                        psnr.setdefault("S-Ray" + ", true depth" * (way != "colour"), []).append(
+                            evaluation.psnr(image, truth.images[i].permute(1, 2, 0)))
+                    else:
+                        shown.setdefault(way, []).append(whole.argmax(-1).view(c.height, c.width))
+                bar.update()
+            for way, labels in shown.items():
+                n = evaluation.confusion_matrix(torch.stack(labels).flatten(), truth.labels.flatten(), L)
+                tables[way] = tables.get(way, 0) + n
+                pair = same.setdefault(way, [0, 0])
+                pair[:] = [x + y for x, y in zip(pair, consistency(labels, truth))]
+    return {way: {**{k: evaluation.label_metrics(n)[k] for k in ("miou", "total_acc", "avg_acc")},
+                  "psnr": sum(psnr[way]) / len(psnr[way]) if way in psnr else None,
+                  "consistency": 100 * same[way][0] / max(1, same[way][1])} for way, n in tables.items()}
+
+
+def beyond(bench: Bench) -> tuple[list, list]:
+    """What the paper leaves out. S-Ray's labels against a 2D segmenter's logits of the source views, looked up at the same samples,
+    averaged over the views that have them in their image, and rendered with the same density: what attention and view weights add.
+    "True depth": only the sample at the true depth is rendered: how much of the error is geometry, how much semantics. "The true
+    picture": the segmenter on the very photograph that all others have to do without. Consistency: pixels of one test view carried
+    to the next by true depth that land on the label they left with; the truth's own rate is what rounding and edges allow."""
+    runs = []
+    for seed in range(bench.args.seeds):
+        folder, segmenter = bench.trained(**({"seed": seed} if seed else {})), bench.segmenter()
+        path = folder / "beyond.json"
+        if not path.exists():
+            found = measure_beyond(folder / "checkpoint.pt", segmenter / "checkpoint.pt")
+            data.write_atomically(path, lambda file: file.write(json.dumps(found, indent=1).encode()))
+        runs.append(json.loads(path.read_text()))
+    order = ["S-Ray", "2D average, own encoder's", "2D average, the segmenter's"]
+    order = [*order, *(f"{name}, true depth" for name in order), "2D segmenter on the true picture", "truth"]
+    rows = [[name, *(spread([run[name] for run in runs], key) for key in ("miou", "total_acc", "avg_acc", "psnr", "consistency")),
+             paired([run[name] for run in runs], [run["S-Ray"] for run in runs]) if name not in ("S-Ray", "truth") else ""]
+            for name in order if name in runs[0]]
+    return ["labels from", "mIoU", "total acc", "avg acc", "PSNR", "consistency %", "mIoU less S-Ray's"], rows
 
 
 TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 7: table_7, 12: table_12, 13: table_13}
