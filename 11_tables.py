@@ -23,6 +23,7 @@ import time
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from tqdm import tqdm
 data = import_module("01_data")
 encoder = import_module("02_encoder")          # pca_picture
 reprojection = import_module("03_reprojection")    # lookup
+cra = import_module("04_cra")                  # sample_positions
 geometry = import_module("06_geometry_render")     # render
 training = import_module("07_train")           # Config, load_checkpoint
 evaluation = import_module("08_eval")          # metrics, label colours
@@ -467,7 +469,204 @@ def beyond(bench: Bench) -> tuple[list, list]:
     return ["labels from", "mIoU", "total acc", "avg acc", "PSNR", "consistency %", "mIoU less S-Ray's"], rows
 
 
-TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 7: table_7, 12: table_12, 13: table_13}
+# ---------------------------------------------------------------------------------------------------- Figures 1-4
+
+class Shown(NamedTuple):
+    """A trained model before an unseen scene: sources encoded from its 8 source views, and its 4 test views."""
+    model: training.SRay
+    name: str
+    sources: training.Sources
+    source_views: data.Views
+    targets: data.Views
+
+
+def unseen(checkpoint: Path, which: int = 0) -> Shown:
+    """The model of a checkpoint and the `which`-th scene that its run kept for testing."""
+    model, state = training.load_checkpoint(checkpoint)
+    model.eval()
+    c, name = model.config, state["run"]["test"][which]
+    scene = data.Scene(Path(state["run"]["root"]) / name, c.height, c.width)
+    source_ids, _, test_ids = data.protocol(scene)
+    views = scene.views(source_ids)
+    return Shown(model, name, model.encode(views), views, scene.views(test_ids))
+
+
+def truly_visible(points: Tensor, views) -> Tensor:
+    """Points (..., 3) -> (..., V) bool: in a view's image and not behind what its true depth shows there (within 5%)."""
+    V, H, W = views.depth.shape
+    uv, z = data.project(points, views.K, views.c2w)                          # (..., V, 2), (..., V)
+    u, v = uv.round().long().unbind(-1)
+    inside = (z > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
+    depth = views.depth[torch.arange(V), v.clamp(0, H - 1), u.clamp(0, W - 1)]
+    return inside & (z < 1.05 * depth)
+
+
+def rank_agreement(score: Tensor, truth: Tensor) -> float:
+    """How often a true one of scores (N,) is above a false one, in percent (the area under the ROC curve); 50 is chance."""
+    order = score.argsort().argsort().double() + 1
+    positive = truth.sum().item()
+    pairs = positive * (len(truth) - positive)
+    return 100 * (order[truth].sum().item() - positive * (positive + 1) / 2) / pairs if pairs else float("nan")
+
+
+def attention_received(shown: Shown, target: int, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rays of a test view at pixels (R, 2) -> intra-view attention maps (R, V, S, S), mean of the heads; the mask (R, S, V); true
+    visibility (R, S, V); and the depths (R, S). At the fine level's samples."""
+    model, view = shown.model, shown.targets[target]
+    z = model(shown.sources, pixels, view.K, view.c2w, fine_only=True)["fine"]["z"]
+    origin, directions = data.rays(pixels, view.K, view.c2w)
+    context, _, index = model.fine.look(origin, directions, z, shown.sources, False)
+    position = cra.sample_positions(z.shape[1] if index is None else index, encoder.CHANNELS)
+    maps = model.fine.cra.L4.maps(context.M, context.mask, position).mean(2)  # (R, V, S, S)
+    return maps, context.mask, truly_visible(origin + z[..., None] * directions[:, None], shown.source_views), z
+
+
+def figure_1(bench: Bench, plt) -> tuple:
+    """The encoder's features as pictures, and intra-view attention along a query ray beside true visibility. A column of a map is a
+    sample that is read, a row one that reads; the strip below is the mean over the readers, and below it, in green, where the
+    source view truly sees the sample."""
+    shown = unseen(bench.trained() / "checkpoint.pt")
+    H, W = shown.targets.depth.shape[1:]
+    some = data.pixel_grid(H, W)[:: max(1, H * W // 500)]
+    agreement, size = [], shown.model.config.fine
+    for target in range(4):                                                   # a figure of the claim, not of one ray
+        maps, mask, visible, _ = attention_received(shown, target, some)
+        received = maps.mean(2).permute(0, 2, 1)                              # (R, S, V): mean over the readers
+        agreement += [rank_agreement(received[:, :, v][mask[:, :, v]], visible[:, :, v][mask[:, :, v]]) for v in range(mask.shape[2])]
+    agreement = [a for a in agreement if a == a]
+    pixel = torch.tensor([[W * 0.5, H * 0.55]]).round()
+    maps, mask, visible, z = attention_received(shown, 1, pixel)
+    # the views in which this ray is partly seen and partly hidden say most
+    chosen = ((visible & mask).float().mean(1) - 0.5).abs()[0].argsort()[:3].tolist()
+    picture = encoder.pca_picture(shown.sources.features)
+    figure, axes = plt.subplots(3, 3, figsize=(11, 9.6), layout="constrained")
+    for column, v in enumerate(chosen):
+        axes[0, column].imshow(shown.source_views.images[v].permute(1, 2, 0))
+        axes[0, column].set_title(f"source view {v}")
+        axes[1, column].imshow(picture[v])
+        axes[1, column].set_title("its features, three main directions")
+        attention = axes[2, column].imshow(maps[0, v], cmap="cividis", vmin=0)
+        strip = maps[0, v].mean(0)
+        axes[2, column].set(title="intra-view attention; below: received, visible", xlabel="sample read, near to far",
+                            ylabel="sample that reads", ylim=(size + 5.5, -0.5))
+        axes[2, column].imshow(strip[None], cmap="cividis", extent=(-0.5, size - 0.5, size + 2.5, size + 0.5), vmin=0, aspect="auto")
+        green = torch.stack([visible[0, :, v] & mask[0, :, v]] * 3, -1) * torch.tensor([0.0, 0.62, 0.45]) + 0.9 * ~(
+            visible[0, :, v] & mask[0, :, v])[:, None]
+        axes[2, column].imshow(green[None], extent=(-0.5, size - 0.5, size + 5.5, size + 3.5), aspect="auto")
+        figure.colorbar(attention, ax=axes[2, column], shrink=0.7, label="attention")
+    for axis in axes[:2].flat:
+        axis.set_axis_off()
+    figure.suptitle(f"{shown.name}: one query ray in three source views (samples {z.min():.1f} to {z.max():.1f} m)")
+    mean = sum(agreement) / len(agreement)
+    note = (f"Over {len(some)} rays of each of 4 test views: a sample that a source view truly sees receives more of that view's "
+            f"attention than one it does not see in {mean:.1f}% of pairs (50 is chance; "
+            f"{min(agreement):.0f} to {max(agreement):.0f} over views).")
+    return figure, note
+
+
+def figure_2(bench: Bench, plt) -> tuple:
+    """View weights beside the source views they weigh, for three query rays: each number is a view's weight averaged over the samples
+    by rendering weight. A cross marks where the surface point (true depth) falls; the title is green where the view truly sees it."""
+    shown = unseen(bench.trained() / "checkpoint.pt")
+    view, (H, W), V = shown.targets[1], shown.targets.depth.shape[1:], len(shown.source_views.K)
+    grid = data.pixel_grid(H, W)
+    points = data.unproject(grid, view.depth.flatten(), view.K, view.c2w)     # (H*W, 3)
+    visible = truly_visible(points, shown.source_views)                       # (H*W, V)
+    parts = [shown.model(shown.sources, pixels, view.K, view.c2w, fine_only=True)["fine"] for pixels in grid.split(512)]
+    w, weights = (torch.cat([p[key] for p in parts]) for key in ("w", "weights"))
+    w = torch.einsum("rs,rsv->rv", weights, w) / weights.sum(1, keepdim=True).clamp(min=1e-6)     # (H*W, V)
+    known = (view.depth.flatten() > 0) & visible.any(1) & ~visible.all(1)
+    uv, z = data.project(points, shown.source_views.K, shown.source_views.c2w)
+    inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= W - 1) & (uv[..., 1] <= H - 1)
+    hidden = (inside & ~visible & known[:, None]).sum(1)                      # (H*W,): views in which something stands before it
+    # of each third of the picture, the pixel that is hidden in most views
+    pick = [int((hidden * ((grid[:, 0] * 3 / W).long() == third)).argmax()) for third in range(3)]
+    figure, axes = plt.subplots(3, V + 1, figsize=(1.9 * (V + 1), 5.4), layout="constrained", squeeze=False)
+    for row, i in zip(axes, pick):
+        row[0].imshow(view.images.permute(1, 2, 0))
+        row[0].plot(*grid[i], "x", color="#d55e00", ms=9, mew=2.5)
+        row[0].set_title("query ray", fontsize=9)
+        for v in range(V):
+            row[v + 1].imshow(shown.source_views.images[v].permute(1, 2, 0))
+            if inside[i, v]:
+                row[v + 1].plot(*uv[i, v], "x", color="#d55e00", ms=9, mew=2.5)
+            state = "seen" if visible[i, v] else "hidden" if inside[i, v] else "outside"
+            row[v + 1].set_title(f"{w[i, v]:.3f} {state}", fontsize=9, color="#007a4d" if visible[i, v] else "#777777")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.suptitle(f"{shown.name}: view weights w of three query rays (eq. 3, τ = {shown.model.config.tau})")
+    seen, not_seen = w[known][visible[known]], w[known][(inside & ~visible)[known]]
+    note = (f"Over the {int(known.sum())} pixels of this view that some source views see and some do not: mean weight {seen.mean():.4f} where "
+            f"the view sees the point, {not_seen.mean():.4f} where something hides it in its image, 1/{V} = {1 / V:.4f} would be the mean; "
+            f"a view that sees the point outweighs one that does not in {rank_agreement(w[known][inside[known]], visible[known][inside[known]]):.1f}% "
+            "of pairs (50 is chance).")
+    return figure, note
+
+
+def renderings(checkpoint: Path, model, scene_name: str, root: Path) -> tuple[list[dict], data.Views]:
+    """A model's pictures of a scene's 4 test views, and the truth. The settings are those of `checkpoint`."""
+    c = training.load_checkpoint(checkpoint)[0].config
+    scene = data.Scene(root / scene_name, c.height, c.width)
+    source_ids, _, test_ids = data.protocol(scene)
+    sources, targets = model.eval().encode(scene.views(source_ids)), scene.views(test_ids)
+    return [model.render_image(sources, targets.K[i], targets.c2w[i], c.height, c.width) for i in range(len(test_ids))], targets
+
+
+def comparison(bench: Bench, plt, colour: bool) -> tuple:
+    """Rows: the 4 test views of one unseen scene. Columns: truth, the per-scene method early and at its end, S-Ray without and with
+    fine-tuning."""
+    base, tuned, baseline, scene, root = per_scene(bench)
+    last, name = steps_of("60k", bench), "NeRF" if colour else "Semantic-NeRF"
+    if colour:                                                                # a NeRF has no semantic loss
+        c = training.load_checkpoint(base / "checkpoint.pt")[0].config
+        baseline = base / f"nerf-colour-{scene}-{UNIT[bench.args.size]}"
+        preset = bench.args.size if bench.args.size in ("paper", "smoke") else "laptop"
+        bench.once(baseline / "checkpoint.pt", "09_semantic_nerf.py", "--scene", root / scene, "--preset", preset, "--height", c.height,
+                   "--width", c.width, "--near", c.near, "--far", c.far, "--steps", steps_of("100k", bench), "--lambda1", 0, "--out", baseline)
+    columns = {f"{name}, {steps_of('100k', bench)} steps": nerf.load(baseline / "checkpoint.pt"),
+               "S-Ray, never trained here": training.load_checkpoint(base / "checkpoint.pt")[0],
+               f"S-Ray, fine-tuned {last} steps": training.load_checkpoint(tuned / f"checkpoint_{last}.pt")[0]}
+    pictures = {title: renderings(base / "checkpoint.pt", model, scene, root) for title, model in columns.items()}
+    targets = next(iter(pictures.values()))[1]
+    rows, (H, W) = len(targets.K), targets.depth.shape[1:]
+    figure, axes = plt.subplots(rows, 4, figsize=(12, 3 * rows * H / W + 1.2), layout="constrained", squeeze=False)
+    used = set(targets.labels.unique().tolist())
+    for i in range(rows):
+        truth = targets.images[i].permute(1, 2, 0)
+        axes[i, 0].imshow(truth if colour else evaluation.colour_labels(targets.labels[i]))
+        axes[i, 0].set_ylabel(f"test view {i + 1}")
+        for axis, (title, (got, _)) in zip(axes[i, 1:], pictures.items()):
+            labels = got[i]["logits"].argmax(-1)
+            used |= set(labels.unique().tolist()) if not colour else set()
+            axis.imshow(got[i]["colour"].clamp(0, 1) if colour else evaluation.colour_labels(labels))
+            n = evaluation.confusion_matrix(labels.flatten(), targets.labels[i].flatten(), len(data.CLASSES))
+            miou = evaluation.label_metrics(n)["miou"]
+            axis.set_title(f"{evaluation.psnr(got[i]['colour'], truth):.1f} dB" if colour else "" if miou is None else f"{miou:.0f} mIoU", fontsize=9)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], ["truth", *pictures]):
+        axis.set_title(title + (f"\n{axis.get_title()}" if axis.get_title() else ""), fontsize=9)
+    if not colour:
+        figure.legend(handles=[plt.matplotlib.patches.Patch(color=data.PALETTE[l] / 255, label=data.CLASSES[l]) for l in sorted(used - {-1})],
+                      loc="outside lower center", ncols=8, fontsize=8, frameon=False)
+    figure.suptitle(f"{scene}: {'colour' if colour else 'labels'} of views that no training or fine-tuning saw")
+    return figure, ""
+
+
+def figure_3(bench: Bench, plt) -> tuple:
+    """Labels of one unseen scene: Semantic-NeRF trained on it, S-Ray without and with fine-tuning on the same views."""
+    return comparison(bench, plt, colour=False)
+
+
+def figure_4(bench: Bench, plt) -> tuple:
+    """Colour of one unseen scene: NeRF trained on it, S-Ray without and with fine-tuning on the same views. (The paper's third
+    method, NeuRay, is not here.)"""
+    return comparison(bench, plt, colour=True)
+
+
+TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 5: table_5, 7: table_7, 12: table_12, 13: table_13}
+WHAT = {**{str(number): table for number, table in TABLES.items()}, "beyond": beyond, "figure1": figure_1, "figure2": figure_2,
+        "figure3": figure_3, "figure4": figure_4}
 
 
 # ---------------------------------------------------------------------------------------------------- writing a table
@@ -483,43 +682,82 @@ def code_version() -> str:
         return "unknown"
 
 
-def write_table(number: int, bench: Bench, head: list, rows: list, out: Path) -> Path:
-    """results/table_NN.md and .json."""
+def facts_of(what: str, bench: Bench) -> dict:
+    """What made a table or figure: command, data, settings, seeds, code, hardware, seconds, every command."""
     settings = {key: value for key, value in PRESETS[bench.args.size].items() if key != "preset"}
-    facts = {"table": number, "command": " ".join(["python", *sys.argv]), "data": bench.args.data or "rooms", "settings": settings,
-             "preset": PRESETS[bench.args.size]["preset"], "seeds": list(range(bench.args.seeds)), "code": code_version(),
-             "hardware": benchmark.hardware(Namespace(device="cpu")), "seconds_of_this_call": round(bench.seconds),
-             "commands": bench.commands}
-    lines = [f"# The supplement's Table {number}, on {facts['data']}", "",
-             " ".join(TABLES[number].__doc__.split()), "",
-             f"Ours: {facts['data']}. The columns marked *paper* are the supplement's, on ScanNet: compare the order of rows, not levels.",
+    return {"what": what, "command": " ".join(["python", *sys.argv]), "data": bench.args.data or "rooms", "settings": settings,
+            "preset": PRESETS[bench.args.size]["preset"], "seeds": list(range(bench.args.seeds)), "code": code_version(),
+            "hardware": benchmark.hardware(Namespace(device="cpu")), "seconds_of_this_call": round(bench.seconds),
+            "commands": list(dict.fromkeys(bench.commands))}
+
+
+def origin_line(facts: dict, path: Path) -> str:
+    """Where the figures come from, in words."""
+    return (f"Command: `{facts['command']}`. Preset {facts['preset']} with {facts['settings'] or 'nothing changed'}; seeds {facts['seeds']}; "
+            f"{facts['hardware']}; code {facts['code']}; {facts['seconds_of_this_call']} s in this call (what was trained before is "
+            f"read back). Every command that made a figure is in `{path.name}`.")
+
+
+def write_table(what: str, bench: Bench, head: list, rows: list, out: Path, *notes: str) -> Path:
+    """results/table_NN.md (or WHAT.md) and .json."""
+    facts, quotes = facts_of(what, bench), any(name.startswith("paper") for name in head)
+    path = out / (f"table_{int(what):02d}.md" if what.isdigit() else f"{what}.md")
+    title = f"The supplement's Table {what}" if what.isdigit() else "What the paper leaves out"
+    lines = [f"# {title}, on {facts['data']}", "", " ".join(WHAT[what].__doc__.split()), "",
+             f"Ours: {facts['data']}." + (" The columns marked *paper* are the supplement's, on ScanNet: compare the order of rows, not levels."
+                                          if quotes else ""),
              "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), "",
-             f"Command: `{facts['command']}`. Preset {facts['preset']} with {settings or 'nothing changed'}; seeds {facts['seeds']}; "
-             f"{facts['hardware']}; code {facts['code']}; {facts['seconds_of_this_call']} s in this call (what was trained before is "
-             f"read back). Every command that made a figure is in `table_{number:02d}.json`.", ""]
-    path = out / f"table_{number:02d}.md"
+             *(line for note in notes for line in (note, "")), origin_line(facts, path.with_suffix(".json")), ""]
     data.write_atomically(path, lambda file: file.write("\n".join(lines).encode()))
     data.write_atomically(path.with_suffix(".json"), lambda file: file.write(
-        json.dumps({**facts, "columns": head, "rows": rows}, indent=1, ensure_ascii=False).encode()))
+        json.dumps({**facts, "columns": head, "rows": rows, "notes": notes}, indent=1, ensure_ascii=False).encode()))
     return path
+
+
+def write_figure(what: str, bench: Bench, out: Path) -> Path:
+    """results/figure_0N.png, .md with what it shows and .json with the commands."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.patches
+    import matplotlib.pyplot as plt
+
+    with torch.no_grad():
+        figure, note = WHAT[what](bench, plt)
+    number, facts = int(what.removeprefix("figure")), facts_of(what, bench)
+    path = out / f"figure_{number:02d}.png"
+    data.write_atomically(path, lambda file: figure.savefig(file, dpi=90, format="png"))
+    plt.close(figure)
+    lines = [f"# The supplement's Figure {number}, on {facts['data']}", "", f"![Figure {number}]({path.name})", "",
+             " ".join(WHAT[what].__doc__.split()), "", note, "", origin_line(facts, path.with_suffix(".json")), ""]
+    data.write_atomically(path.with_suffix(".md"), lambda file: file.write("\n".join(lines).encode()))
+    data.write_atomically(path.with_suffix(".json"), lambda file: file.write(json.dumps({**facts, "notes": [note]}, indent=1).encode()))
+    return path.with_suffix(".md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("table", type=int, choices=TABLES, help="the supplement's table")
+    parser.add_argument("what", choices=[*WHAT, "all"], metavar="WHAT", help=f"{', '.join(WHAT)} or all")
     parser.add_argument("--quick", action="store_true", help="tiny trainings: to see that it works, not what it shows")
     parser.add_argument("--preset", choices=["laptop", "paper", "smoke"], default="laptop")
     parser.add_argument("--data", default=None, help="folder of ScanNet scenes [rooms]")
-    parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4, else 1; with --quick 1]")
+    parser.add_argument("--rooms", type=int, default=None, help="rooms to train on [the preset's]")
+    parser.add_argument("--steps", type=int, default=None, help="training steps [the preset's]")
+    parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4 and beyond, else 1; with --quick 1]")
     parser.add_argument("--runs", default="runs/tables", help="folder of the trainings")
     parser.add_argument("--out", default="results", help="folder of the tables")
     args = parser.parse_args()
     args.size = "quick" if args.quick else args.preset
-    args.seeds = args.seeds or (3 if args.table in (2, 3, 4) and args.size in ("laptop", "paper") else 1)
-    bench = Bench(args)
-    head, rows = TABLES[args.table](bench)
-    path = write_table(args.table, bench, head, rows, Path(args.out))
-    print(f"\n{path.read_text()}\nwrote {path} and {path.with_suffix('.json')}")
+    PRESETS[args.size] |= {key: value for key, value in (("train_rooms", args.rooms), ("steps", args.steps)) if value}
+    seeds = args.seeds
+    for what in WHAT if args.what == "all" else [args.what]:
+        args.seeds = seeds or (3 if what in ("2", "3", "4", "beyond") and args.size in ("laptop", "paper") else 1)
+        bench = Bench(args)
+        if what.startswith("figure"):
+            path = write_figure(what, bench, Path(args.out))
+        else:
+            head, rows, *notes = WHAT[what](bench)
+            path = write_table(what, bench, head, rows, Path(args.out), *notes)
+        print(f"\n{path.read_text()}\nwrote {path} and {path.with_suffix('.json')}")
 
 
 if __name__ == "__main__":
