@@ -78,9 +78,7 @@ class Bench:
     def segmenter(self) -> Path:
         """The 2D segmenter -> its folder, with a finished checkpoint."""
         size = self.args.size
-        settings = {k: v for k, v in PRESETS[size].items() if k != "keep"}
-        return self.trained("segmenter", **{**settings, **SEGMENTER, "steps": SEGMENTER_STEPS[size],
-                                            "targets": 2, "extra_views": SEGMENTER_IMAGES[size] - 1})
+        return self.trained("segmenter", **SEGMENTER, targets=2, extra_views=SEGMENTER_IMAGES[size] - 1, steps=SEGMENTER_STEPS[size])
 
     def trained(self, name: str = "", **changes) -> Path:
         """A training of the preset with these settings changed -> its folder, with a finished checkpoint."""
