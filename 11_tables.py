@@ -537,7 +537,7 @@ def figure_1(bench: Bench, plt) -> tuple:
     # the views in which this ray is partly seen and partly hidden say most
     chosen = ((visible & mask).float().mean(1) - 0.5).abs()[0].argsort()[:3].tolist()
     picture = encoder.pca_picture(shown.sources.features)
-    figure, axes = plt.subplots(3, 3, figsize=(11, 9.6), layout="constrained")
+    figure, axes = plt.subplots(3, 3, figsize=(11, 9.6), layout="constrained", height_ratios=[1, 1, 1.5])
     for column, v in enumerate(chosen):
         axes[0, column].imshow(shown.source_views.images[v].permute(1, 2, 0))
         axes[0, column].set_title(f"source view {v}")
@@ -545,13 +545,14 @@ def figure_1(bench: Bench, plt) -> tuple:
         axes[1, column].set_title("its features, three main directions")
         attention = axes[2, column].imshow(maps[0, v], cmap="cividis", vmin=0)
         strip = maps[0, v].mean(0)
-        axes[2, column].set(title="intra-view attention; below: received, visible", xlabel="sample read, near to far",
-                            ylabel="sample that reads", ylim=(size + 5.5, -0.5))
-        axes[2, column].imshow(strip[None], cmap="cividis", extent=(-0.5, size - 0.5, size + 2.5, size + 0.5), vmin=0, aspect="auto")
+        axes[2, column].set(title="intra-view attention", xlabel="sample that is read, near to far", ylim=(size + 5.5, -0.5))
+        axes[2, column].set_yticks([0, size // 2, size - 1, size + 1.5, size + 4.5], [0, size // 2, size - 1, "mean", "visible"])
+        axes[2, column].imshow(strip[None], cmap="cividis", extent=(-0.5, size - 0.5, size + 2.5, size + 0.5), vmin=0, aspect="equal")
         green = torch.stack([visible[0, :, v] & mask[0, :, v]] * 3, -1) * torch.tensor([0.0, 0.62, 0.45]) + 0.9 * ~(
             visible[0, :, v] & mask[0, :, v])[:, None]
-        axes[2, column].imshow(green[None], extent=(-0.5, size - 0.5, size + 5.5, size + 3.5), aspect="auto")
-        figure.colorbar(attention, ax=axes[2, column], shrink=0.7, label="attention")
+        axes[2, column].imshow(green[None], extent=(-0.5, size - 0.5, size + 5.5, size + 3.5), aspect="equal")
+        figure.colorbar(attention, ax=axes[2, column], shrink=0.7)
+    axes[2, 0].set_ylabel("sample that reads, near to far")
     for axis in axes[:2].flat:
         axis.set_axis_off()
     figure.suptitle(f"{shown.name}: one query ray in three source views (samples {z.min():.1f} to {z.max():.1f} m)")

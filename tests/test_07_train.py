@@ -190,6 +190,43 @@ def test_source_view_loss_reads_the_label_under_each_feature(scene):
 
 # ---------------------------------------------------------------------------------------------------- training
 
+def test_the_segmenter_s_logits_stand_where_their_features_are(scene):
+    model, images = make_model(), scene.views([3, 7]).images
+    with torch.no_grad():
+        small, full = model.source_head(model.features(images)), model.segment(images)
+    assert full.shape == (2, 20, 48, 64)
+    torch.testing.assert_close(full[:, :, ::4, ::4], small)
+    torch.testing.assert_close(full[:, :, 8, 5:8], small[:, :, 2, 1, None] * torch.tensor([0.75, 0.5, 0.25]) +
+                               small[:, :, 2, 2, None] * torch.tensor([0.25, 0.5, 0.75]))
+
+
+def test_without_the_rays_losses_training_makes_a_2d_segmenter(scene):
+    tables = import_module("11_tables")
+    config = replace(SMALL, **{**tables.SEGMENTER, "extra_views": 3, "targets": 1})
+    model = make_model(config).train()
+    heads = {name: p.clone() for name, p in model.named_parameters() if not name.startswith(("encoder.", "source_head."))}
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(40):
+        training.training_step(model, training.draw_batches([scene], [[3, 7, 11]], config, step), step)
+        optimiser.step()
+    views = scene.views([3, 7, 11])
+    with torch.no_grad():
+        right = (model.eval().segment(views.images).argmax(1) == views.labels)[views.labels >= 0].float().mean()
+    assert right > 0.8, right
+    assert all(torch.equal(p, heads[name]) for name, p in model.named_parameters() if name in heads)
+
+
+def test_an_encoder_can_be_taken_from_another_run(root, tmp_path):
+    small = ["--preset", "smoke", "--no-eval", "--steps", 1, "--lr", 1e-12, "--lr-final", 0]
+    assert run("07_train.py", "--scene", root, *small, "--seed", 5, "--out", "first", cwd=tmp_path).returncode == 0
+    done = run("07_train.py", "--scene", root, *small, "--cra", "none", "--encoder", "first/checkpoint.pt", "--out", "second", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (training.load_checkpoint(tmp_path / name / "checkpoint.pt")[0].state_dict() for name in ("first", "second"))
+    taken = [name for name in second if name.startswith(("encoder.", "source_head."))]
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in taken)
+    assert not torch.allclose(first["fine.head.weight"], second["fine.head.weight"], atol=1e-3)
+
+
 def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
     for step in range(20):
         batch = training.draw_batches([scene], [list(range(len(scene)))], SMALL, step)[0]

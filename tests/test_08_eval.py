@@ -183,3 +183,30 @@ def test_more_than_8_source_views_borrow_fine_tuning_views_and_never_test_views(
         assert len(set(views)) == count == len(views) and not set(views) & set(test)
         assert set(views) <= set(source) if count <= 8 else set(source) <= set(views)
     assert evaluation.source_views(Poses(), 1) == [source[4]] and sorted(source + tune) == evaluation.source_views(Poses(), 16)
+
+
+def test_pseudo_labels_are_the_2d_segmenters_and_training_reads_them(work):
+    folder = work / "pseudo"
+    def run(script: str, *arguments) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=work, capture_output=True, text=True)
+    done = run("08_eval.py", "--checkpoint", "run/checkpoint.pt", "--pseudo-labels", folder)
+    assert done.returncode == 0, done.stderr
+    model, state = training.load_checkpoint(work / "run" / "checkpoint.pt")
+    name, c = state["run"]["test"][0], model.config
+    root = work / state["run"]["root"]
+    own, pseudo = (data.Scene(root / name, c.height, c.width, work / "cache", labels=labels) for labels in (None, folder))
+    source, tune, test = data.protocol(own)
+    with torch.no_grad():
+        expected = model.eval().segment(own.views(source + tune).images).argmax(1)
+    got = pseudo.views(source + tune).labels
+    table = own.label_table
+    known = torch.tensor([(table == l).any() for l in range(20)])[expected]   # a class the label table lacks cannot be written
+    assert torch.equal(got[known], expected[known]) and (got[~known] == data.IGNORE).all()
+    assert not any((folder / name / f"{own.frames[i]}.png").exists() for i in test)
+    assert json.loads((folder / "metrics.json").read_text())["total_acc"] > 0
+    tuned = run("07_train.py", "--scene", root, "--scenes", name, "--finetune", "run/checkpoint.pt", "--labels", folder, "--steps", 1,
+                "--out", "tuned", "--no-eval")
+    assert tuned.returncode == 0, tuned.stderr
+    assert training.load_checkpoint(work / "tuned" / "checkpoint.pt")[1]["run"]["labels"] == str(folder)
+    missing = run("07_train.py", "--scene", root, "--scenes", name, "--finetune", "run/checkpoint.pt", "--labels", "nowhere")
+    assert missing.returncode == 2 and "--labels" in missing.stderr and "Traceback" not in missing.stderr
