@@ -78,6 +78,22 @@ def ssim(image: Tensor, truth: Tensor) -> float:
     return float(value.mean())
 
 
+def lpips_metric(device):
+    """LPIPS (Zhang et al. 2018, the VGG network, as NeRF's tables have it) as a function of two images (H, W, 3) in [0, 1]. Its weights
+    are not ours to ship: DataError that says what to install if the optional package or its weights are not there."""
+    try:
+        network = import_module("lpips").LPIPS(net="vgg", verbose=False).to(device).eval()
+    except Exception as error:                # no package; or no weights, and no way to fetch them
+        raise data.DataError(f"--lpips: not available ({type(error).__name__}: {str(error).splitlines()[0][:90]}); pip install -r "
+                             "requirements-lpips.txt, which fetches VGG's weights once from the network, or leave the flag out") from None
+
+    def metric(image: Tensor, truth: Tensor) -> float:
+        """The perceptual distance; images go in as (1, 3, H, W) in [-1, 1]."""
+        with torch.no_grad():
+            return float(network(*(2 * a.clamp(0, 1).permute(2, 0, 1)[None].to(device) - 1 for a in (image, truth))))
+    return metric
+
+
 def depth_abs_rel(depth: Tensor, truth: Tensor) -> float | None:
     """Mean |d - d*| / d* over pixels with a true depth; None if there are none."""
     known = truth > 0
@@ -146,8 +162,9 @@ def spread(items: list[int], count: int) -> list[int]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8) -> dict:
-    """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out."""
+def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None) -> dict:
+    """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out. lpips:
+    lpips_metric's function, or None to leave it out."""
     L, config = len(data.CLASSES), model.config
     model.to(device).eval()
     pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
@@ -173,6 +190,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8)
                 copied += confusion_matrix(near.labels.flatten(), truth.labels.flatten(), L)
                 shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n)["miou"],
                               "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target),
+                              "lpips": lpips(got["colour"], target) if lpips else None,
                               "depth_abs_rel": depth_abs_rel(got["depth"], truth.depth), "seconds": seconds,
                               "copy_psnr": psnr(near.images.permute(1, 2, 0), target),
                               "colour": got["colour"], "depth": got["depth"], "labels": labels, "truth": target,
@@ -185,7 +203,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8)
         """Over the images that have it."""
         values = [image[key] for image in images if image[key] is not None]
         return sum(values) / len(values) if values else None
-    return {**label_metrics(pooled), "miou_per_image": mean("miou"), "psnr": mean("psnr"), "ssim": mean("ssim"),
+    return {**label_metrics(pooled), "miou_per_image": mean("miou"), "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips": mean("lpips"),
             "depth_abs_rel": mean("depth_abs_rel"), "seconds_per_image": mean("seconds"),
             "baseline_copy_nearest": {"psnr": mean("copy_psnr"), "miou": label_metrics(copied)["miou"]},
             "confusion": pooled.tolist(), "images": images}
@@ -238,6 +256,7 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="folder for metrics.json and pictures [eval beside the checkpoint]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    parser.add_argument("--lpips", action="store_true", help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
                         "and fine-tuning views to FOLDER/SCENE/FRAME.png, for 07 and 09 --labels")
@@ -274,9 +293,10 @@ def main() -> None:
         print(f"pseudo labels in {args.pseudo_labels}; on these views: {truth}")
         return
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
-    metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
+    device = training.pick_device(args.device)
+    metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None)
     metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,
-                "scenes": scenes, "scenes_seen_in_training": seen, "lpips": None, "steps": state["step"],
+                "scenes": scenes, "scenes_seen_in_training": seen, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),
                 "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
@@ -284,6 +304,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
     print_table(metrics)
+    print(f"LPIPS (VGG): {metrics['lpips']:.4f}" if args.lpips else "LPIPS: not run (--lpips; needs requirements-lpips.txt)")
     print(f"\n{len(metrics['images'])} images of {config.width}x{config.height}, {metrics['seconds_per_image']:.2f} s each; "
           f"pictures and metrics.json in {out}")
 

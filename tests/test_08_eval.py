@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -71,6 +72,24 @@ def test_ssim_equals_a_loop_over_windows():
                 values.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma ** 2 + mb ** 2 + 1e-4) * (va + vb + 9e-4)))
     assert evaluation.ssim(torch.tensor(x), torch.tensor(y)) == pytest.approx(np.mean(values), abs=1e-9)
     assert evaluation.ssim(torch.tensor(x), torch.tensor(x)) == pytest.approx(1)
+
+
+def test_lpips_gets_images_in_minus_one_to_one_and_is_never_silently_skipped(monkeypatch):
+    class Stand:                              # stands for the package, whose weights are not here
+        def __init__(self, net, verbose):
+            assert net == "vgg"
+        def to(self, device):
+            return self
+        def eval(self):
+            return self
+        def __call__(self, a, b):
+            assert a.shape == b.shape == (1, 3, 4, 5) and a.min() == -1 and b.max() == 1
+            return (a - b).abs().mean()
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Stand))
+    assert evaluation.lpips_metric("cpu")(torch.zeros(4, 5, 3), torch.ones(4, 5, 3)) == 2.0
+    monkeypatch.setitem(sys.modules, "lpips", None)                           # not installed
+    with pytest.raises(data.DataError, match="requirements-lpips.txt"):
+        evaluation.lpips_metric("cpu")
 
 
 def test_depth_error_leaves_unknown_depth_out():
