@@ -16,6 +16,7 @@ Test: pytest tests/test_11_tables.py
 import argparse
 import hashlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -25,10 +26,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import imageio.v3 as iio
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+rooms = import_module("00_rooms")              # captures for Table 6
 data = import_module("01_data")
 encoder = import_module("02_encoder")          # pca_picture
 reprojection = import_module("03_reprojection")    # lookup
@@ -227,6 +231,97 @@ def table_4(bench: Bench) -> tuple[list, list]:
         rows.append([str(tau), spread(runs, "miou"), spread(runs, "total_acc"), spread(runs, "avg_acc"),
                      "" if tau == 0.7 else paired(runs, base), *quoted])
     return ["τ", "mIoU", "total acc", "avg acc", "mIoU less τ = 0.7's", "paper: mIoU", "paper: total acc", "paper: avg acc"], rows
+
+
+CAPTURE_SIZE = {"smoke": (64, 48)}                                           # else 320x240
+
+
+def look_at(eye: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """A camera at eye (3,) that looks at centre (3,), upright in a world whose z is up -> c2w (4, 4), OpenCV axes."""
+    forward = (centre - eye) / np.linalg.norm(centre - eye)
+    right = np.cross(forward, [0.0, 0, 1])
+    right /= np.linalg.norm(right)
+    c2w = np.eye(4)
+    c2w[:3] = np.stack([right, np.cross(forward, right), forward, eye], axis=1)
+    return c2w
+
+
+def orbit(room) -> np.ndarray:
+    """24 cameras all around a room on the free way of its walks, at two heights, looking across its middle: c2w (24, 4, 4)."""
+    angle = np.arange(24) * 2 * np.pi / 24
+    x, y, a, b = room.loop
+    eyes = np.stack([x + a * np.cos(angle), y + b * np.sin(angle), 1.4 + 0.2 * (np.arange(24) % 2)], axis=1)
+    return np.stack([look_at(eye, np.array([0, 0, 1.1])) for eye in eyes])
+
+
+def forward_facing(room) -> np.ndarray:
+    """24 cameras in a grid of 6 x 4, 0.5 m wide, that all look the same way: c2w (24, 4, 4)."""
+    first = orbit(room)[0]
+    poses = np.repeat(first[None], 24, axis=0)
+    for i, pose in enumerate(poses):
+        pose[:3, 3] += 0.1 * (i % 6 - 2.5) * first[:3, 0] + 0.08 * (i // 6 - 1.5) * first[:3, 1]
+    return poses
+
+
+def write_blender(folder: Path, images: list[np.ndarray], K: np.ndarray, c2w: np.ndarray) -> None:
+    """Images (H, W, 3) uint8, K (3, 3), c2w (N, 4, 4) as NeRF's Blender scenes: transforms.json, OpenGL axes, horizontal angle."""
+    frames = []
+    for i, (image, pose) in enumerate(zip(images, c2w)):
+        data.write_atomically(folder / "images" / f"r_{i}.png", lambda file: iio.imwrite(file, image, extension=".png"))
+        frames.append({"file_path": f"./images/r_{i}", "transform_matrix": (pose * [1, -1, -1, 1]).tolist()})             # y up, z back
+    angle = 2 * math.atan(images[0].shape[1] / (2 * K[0, 0]))
+    text = json.dumps({"camera_angle_x": angle, "frames": frames}, indent=1)
+    data.write_atomically(folder / "transforms.json", lambda file: file.write(text.encode()))
+
+
+def write_llff(folder: Path, images: list[np.ndarray], K: np.ndarray, c2w: np.ndarray, depths: list[np.ndarray]) -> None:
+    """The same as an LLFF capture: poses_bounds.npy, rows of [R|t|hwf] with the axes down, right, back, and near and far."""
+    rows = []
+    for i, (image, pose, depth) in enumerate(zip(images, c2w, depths)):
+        data.write_atomically(folder / "images" / f"image{i:03d}.png", lambda file: iio.imwrite(file, image, extension=".png"))
+        axes = np.stack([pose[:3, 1], pose[:3, 0], -pose[:3, 2], pose[:3, 3], [*image.shape[:2], K[0, 0]]], axis=1)       # (3, 5)
+        rows.append(np.concatenate([axes.flatten(), np.quantile(depth, [0.001, 0.999])]))
+    data.write_atomically(folder / "poses_bounds.npy", lambda file: np.save(file, np.stack(rows)))
+
+
+def captures(bench: Bench) -> dict[str, Path]:
+    """-> {"blender": ..., "llff": ...}, folders of captures in those layouts: of unseen rooms, all around and facing forward, made
+    here; with --captures ROOT, ROOT/nerf_synthetic and ROOT/nerf_llff_data as NeRF's authors publish them."""
+    if bench.args.captures:
+        return {"blender": Path(bench.args.captures) / "nerf_synthetic", "llff": Path(bench.args.captures) / "nerf_llff_data"}
+    width, height = CAPTURE_SIZE.get(bench.args.size, (320, 240))
+    found = {layout: bench.runs / f"captures-{width}x{height}" / layout for layout in ("blender", "llff")}
+    rooms_wanted = PRESETS[bench.args.size].get("test_rooms", training.Config.test_rooms)
+    for seed in tqdm(range(data.TEST_ROOM, data.TEST_ROOM + rooms_wanted), desc="captures", unit="room", leave=False):
+        room = rooms.make_room(seed)
+        K, last = rooms.intrinsics(room, width, height), found["llff"] / f"room{seed}" / "poses_bounds.npy"
+        if not last.exists():
+            around, facing = orbit(room), forward_facing(room)
+            write_blender(found["blender"] / f"room{seed}", [rooms.render(room, pose, K, height, width)[0] for pose in around], K, around)
+            seen = [rooms.render(room, pose, K, height, width) for pose in facing]
+            write_llff(found["llff"] / f"room{seed}", [s[0] for s in seen], K, facing, [s[1] for s in seen])
+    return found
+
+
+def table_6(bench: Bench) -> tuple[list, list, str]:
+    """S-Ray as a renderer of colour alone (λ1 = 0, trained on the same rooms as everything else), on captures in the layouts of the
+    paper's two datasets, brought in by 12_import.py: all around (Blender's layout) and facing forward (LLFF's). The rows of
+    MVSNeRF, IBRNet, NeuRay and of the paper's S-Ray are quoted from the supplement: other scenes, other training."""
+    quoted = {"MVSNeRF": ("23.46", "0.851", "0.172", "22.93", "0.794", "0.260"), "IBRNet": ("24.52", "0.874", "0.158", "24.17", "0.802", "0.215"),
+              "NeuRay": ("26.73", "0.908", "0.123", "25.35", "0.824", "0.198"), "S-Ray": ("26.84", "0.917", "0.115", "25.68", "0.833", "0.180")}
+    checkpoint = bench.trained(lambda1=0, lambda2=2, source_loss=0) / "checkpoint.pt"             # Table 1's row 0/1
+    ours, copied = [], []
+    for layout, source in captures(bench).items():
+        target = source.with_name(f"{source.name}-imported") if not bench.args.captures else bench.runs / f"{source.name}-imported"
+        bench.once(target, "12_import.py", source, "--out", target)
+        run = bench.evaluated(checkpoint, f"eval-{layout}", "--scene", target, *(["--lpips"] if bench.args.lpips else []))
+        ours += [spread([run], "psnr"), spread([run], "ssim", 3), spread([run], "lpips", 3)]
+        copied += [spread([run["baseline_copy_nearest"]], "psnr"), "-", "-"]
+    rows = [[f"{name} (quoted)", *cells] for name, cells in quoted.items()]
+    what = "their real scenes" if bench.args.captures else "rooms in these layouts"
+    rows += [[f"S-Ray, ours, on {what}", *ours], [f"nearest source view copied, {what}", *copied]]
+    names = [f"{where}: {metric}" for where in ("Realistic Synthetic 360°", "Real Forward-facing") for metric in ("PSNR", "SSIM", "LPIPS")]
+    return ["method", *names], rows, "" if bench.args.lpips else "LPIPS of ours: not run (--lpips; needs requirements-lpips.txt)."
 
 
 def table_7(bench: Bench) -> tuple[list, list]:
@@ -663,7 +758,7 @@ def figure_4(bench: Bench, plt) -> tuple:
     return comparison(bench, plt, colour=True)
 
 
-TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 5: table_5, 7: table_7, 12: table_12, 13: table_13}
+TABLES = {1: table_1, 2: table_2, 3: table_3, 4: table_4, 5: table_5, 6: table_6, 7: table_7, 12: table_12, 13: table_13}
 WHAT = {**{str(number): table for number, table in TABLES.items()}, "beyond": beyond, "figure1": figure_1, "figure2": figure_2,
         "figure3": figure_3, "figure4": figure_4}
 
@@ -742,6 +837,8 @@ def main() -> None:
     parser.add_argument("--rooms", type=int, default=None, help="rooms to train on [the preset's]")
     parser.add_argument("--steps", type=int, default=None, help="training steps [the preset's]")
     parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4 and beyond, else 1; with --quick 1]")
+    parser.add_argument("--captures", default=None, help="Table 6: folder with nerf_synthetic/ and nerf_llff_data/ [rooms in their layouts]")
+    parser.add_argument("--lpips", action="store_true", help="Table 6: LPIPS too, needs requirements-lpips.txt")
     parser.add_argument("--runs", default="runs/tables", help="folder of the trainings")
     parser.add_argument("--out", default="results", help="folder of the tables")
     args = parser.parse_args()
