@@ -91,8 +91,10 @@ def colour_labels(labels: Tensor, classes: "data.Classes" = data.SCANNET) -> np.
     return palette[labels.cpu().numpy()]
 
 
-def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool, classes: "data.Classes" = data.SCANNET) -> None:
-    """Up to four test views (columns): colour, labels and depth, ours above the truth where there is one, with a legend."""
+def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool, classes: "data.Classes" = data.SCANNET,
+                     semantic: bool = True) -> None:
+    """Up to four test views (columns): colour, labels and depth, ours above the truth where there is one, with a legend.
+    semantic: our labels are worth a look where there are no true ones (the model was trained on labels)."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -101,7 +103,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
     shots = shots[:4]
     has_depth = any((s["true_depth"] > 0).any() for s in shots)
     rows = [(name, who) for name, known in (("colour", True), ("labels", has_labels), ("depth", has_depth))
-            for who in ["ours"] + ["truth"] * known]
+            for who in ["ours"] * (known or name != "labels" or semantic) + ["truth"] * known]
     h, w = shots[0]["truth"].shape[:2]
     figure, axes = plt.subplots(len(rows), len(shots), squeeze=False, layout="constrained",
                                 figsize=(3.2 * len(shots) + 1.2, len(rows) * 3.2 * h / w + 1.6))
@@ -120,7 +122,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
                 figure.colorbar(image, ax=axis, label="m" if has_depth else "scene units", shrink=0.8)
         axes[0, column].set_title(f"test view {shot['frame']}: {shot['psnr']:.1f} dB"
                                   + (f", {shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""), fontsize=9)
-    seen = {int(l) for s in shots for x in ("labels", "true_labels") for l in s[x].unique() if l >= 0}
+    seen = {int(l) for s in shots for x in ("labels", "true_labels") for l in s[x].unique() if l >= 0 and ("labels", "ours") in rows}
     figure.legend(handles=[Patch(color=np.array(classes.colours[l]) / 255, label=classes.names[l]) for l in sorted(seen)],
                   loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
@@ -181,7 +183,8 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8)
                               "colour": got["colour"], "depth": got["depth"], "labels": labels, "truth": target,
                               "true_depth": truth.depth, "true_labels": truth.labels})
                 bar.update()
-            evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", shots, comparable, classes)
+            evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", shots, comparable, classes,
+                             config.lambda1 > 0)
             images += [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in shots]
 
     def mean(key: str) -> float | None:
@@ -203,7 +206,7 @@ def print_table(metrics: dict, who: str = "S-Ray") -> None:
         for i in range(0, len(present), 4):
             print("  " + "".join(f"{name:>15} {iou:5.1f}" for name, iou in present[i:i + 4]))
     else:
-        print("\nno labels to compare with: colour (and depth, where there is some) only; our labels are in the pictures")
+        print("\nno labels to compare with: colour (and depth, where there is some) only")
     columns = {"mIoU": "miou", "total acc": "total_acc", "avg acc": "avg_acc", "mIoU/image": "miou_per_image", "PSNR": "psnr",
                "SSIM": "ssim", "depth rel": "depth_abs_rel"}
     print(f"\n{'':24}" + "".join(f"{name:>11}" for name in columns))

@@ -116,7 +116,7 @@ class SemanticNeRF(nn.Module):
 
     def __init__(self, config: Config, centre: Tensor, scale: float):
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, data.SCANNET
         self.coarse, self.fine = Field(config), Field(config)
         self.register_buffer("centre", centre.clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
