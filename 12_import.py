@@ -289,7 +289,9 @@ def one_camera(cameras: list[Camera], size: tuple[int, int], where: str) -> Came
     h, w = size
     border = np.array([(u, v) for u in range(w) for v in (0, h - 1)] + [(u, v) for v in range(h) for u in (0, w - 1)]).T
     middle = np.median(np.array(cameras), axis=0)
-    for zoom in np.arange(1, 2, 0.01):
+    r2 = np.linspace(0, max((((border.T - middle[2:4]) / middle[:2]) ** 2).sum(1)), 50)           # a lens that folds the image back is none
+    folds = any((1 + r2 * (3 * c.k1 + r2 * (5 * c.k2 + r2 * 7 * c.k3)) <= 0).any() for c in set(cameras))
+    for zoom in np.arange(1, 2, 0.01) if not folds else ():
         target = Camera(*(float(x) for x in middle[:4] * [zoom, zoom, 1, 1]))
         seen = [distorted(*border, camera, target) for camera in set(cameras)]
         if all(-0.5 <= u.min() and u.max() <= w - 0.5 and -0.5 <= v.min() and v.max() <= h - 0.5 for u, v in seen):
@@ -302,9 +304,9 @@ def one_camera(cameras: list[Camera], size: tuple[int, int], where: str) -> Came
 def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> tuple[float, float, str]:
     """From poses (N, 4, 4) alone -> near, far, why. DataError where all cameras are in one place.
 
-    Cameras that look at one thing: with the point nearest to all optical axes at depths z, from half the smallest to 1.5 times the largest (3 times,
-    where images show a background too). Cameras that look around a room: their farthest distance r from their middle is taken for
-    2 metres, and 0.3 to 8 m are the usual range: 0.15 r to 4 r.
+    Cameras that look at one thing, with the point nearest to all optical axes at depths z: from half the smallest to 1.5 times the
+    largest, and where images show a background too from 0.3 to 5 times. Cameras that look around: from 0.2 to 6 times their farthest
+    distance from their middle.
     """
     centre, forward = c2w[:, :3, 3], c2w[:, :3, 2]
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]            # (N, 3, 3): distance from each axis
@@ -316,8 +318,35 @@ def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> tuple[floa
     if radius < 1e-6:
         raise data.DataError(f"{where}: all cameras are in one place: near and far cannot be told; give --near and --far")
     if z.min() > 0 and off.mean() < 0.3 * z.mean() and np.linalg.cond(total) < 1e4:
-        return 0.5 * z.min(), (1.5 if transparent else 3) * z.max(), "guessed: the cameras look at one thing"
-    return 0.15 * radius, 4 * radius, "guessed from how far the cameras move"
+        near, far = (0.5, 1.5) if transparent else (0.3, 5)
+        return near * float(z.min()), far * float(z.max()), "guessed from the poses: the cameras look at one thing"
+    return 0.2 * radius, 6 * radius, "guessed from the poses: how far the cameras move"
+
+
+def points_near_far(folder: Path, photos: list[Photo]) -> tuple[float, float, str] | None:
+    """From the sparse points that nerfstudio leaves beside a capture (ply_file_path, text): the 2nd and 98th percentile of their depths
+    in the images, with a margin of a fifth. None if there are none."""
+    name = read_json(folder / "transforms.json").get("ply_file_path") if (folder / "transforms.json").is_file() else None
+    path = inside(folder, name, str(folder / "transforms.json")) if name else None
+    if not path or not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        head = [file.readline(200).strip() for _ in range(40)]
+        if b"format ascii 1.0" not in head or b"end_header" not in head:
+            return None
+        file.seek(0)
+        while file.readline(200).strip() != b"end_header":
+            pass
+        try:
+            points = np.array([[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(500_000))]).reshape(-1, 3)
+        except ValueError:
+            raise data.DataError(f"{path}: its points are not numbers; export it again, or remove 'ply_file_path'") from None
+    K = torch.from_numpy(np.stack([p.camera.matrix() for p in photos])).float()
+    uv, z = data.project(torch.from_numpy(points).float(), K, torch.from_numpy(np.stack([p.c2w for p in photos])).float())   # (P, N, 2), (P, N)
+    h, w = image_size(photos[0].image)
+    z = z[(z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < w) & (uv[..., 1] < h)].numpy()
+    low, high = np.percentile(z, (2, 98)) if len(z) > 100 else (0, 0)
+    return (0.8 * float(low), 1.2 * float(high), f"from the points of {path.name}") if 0 < low < high < np.inf else None
 
 
 def depth_near_far(ranges: list[tuple[float, float]]) -> tuple[float, float, str]:
@@ -564,7 +593,8 @@ def import_scene(layout: str, source: Path, folder: Path, every: int, near: floa
             if layout == "LLFF":
                 found = 0.9 * float(bounds[:, 0].min()), float(bounds[:, 1].max()), "from the bounds"
             elif layout == "Blender / nerfstudio" and not (near and far):
-                found = depth_near_far(ranges) if ranges else guess_near_far(np.stack([p.c2w for p in photos]), transparent, where)
+                found = depth_near_far(ranges) if ranges else (
+                    points_near_far(source, photos) or guess_near_far(np.stack([p.c2w for p in photos]), transparent, where))
         if near or far or found:                                              # else: metres, and 07's own range
             why = "as you said" if near and far else f"{found[2] if found else 'metres'}{', and as you said' * bool(near or far)}"
             near, far = near or (found[0] if found else 0.3), far or (found[1] if found else 8.0)

@@ -23,11 +23,10 @@ FLIP = np.diag([1.0, -1, -1, 1])                                              # 
 
 def run(module, *arguments):
     """A script's main() as `python script arguments` runs it, in this process."""
-    before, sys.argv = sys.argv, ["script.py", *map(str, arguments)]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
+        patch.setattr(training, "prepare_cpu", lambda: None)                  # settings of this process would stay
         module.main()
-    finally:
-        sys.argv = before
 
 
 def refused(*arguments) -> str:
@@ -309,6 +308,30 @@ def test_the_box_as_replica_comes_back_with_its_own_classes(box, tmp_path, capsy
     assert train == ["room_0_01", "room_0_02"] and test == ["room_2_01"]      # two sequences are one space
 
 
+def test_near_and_far_come_from_the_points_that_nerfstudio_leaves_or_from_depth_maps(room, tmp_path):
+    write_nerfstudio(room, tmp_path / "c", ply_file_path="sparse_pc.ply")
+    scene = data.Scene(room, 48, 64, tmp_path / "cache")
+    views = scene.views([2, 11])
+    points = torch.cat([data.unproject(data.pixel_grid(48, 64)[::9], v.depth.flatten()[::9], v.K, v.c2w) for v in (views[0], views[1])])
+    head = f"ply\nformat ascii 1.0\nelement vertex {len(points)}\nproperty float x\nproperty float y\nproperty float z\nproperty uint8 red\nend_header\n"
+    (tmp_path / "c/sparse_pc.ply").write_text(head + "".join(f"{x} {y} {z} 255\n" for x, y, z in points.tolist()))
+    run(importer, tmp_path / "c", "--out", tmp_path / "out")
+    near, far = data.read_near_far(tmp_path / "out/c/near_far.txt")
+    depth = scene.views(range(20)).depth
+    assert 0.3 < near < depth.quantile(0.05) and depth.quantile(0.95) < far < 1.5 * depth.max()
+
+    meta = json.loads((tmp_path / "c/transforms.json").read_text())
+    for i, frame in enumerate(meta["frames"]):
+        shutil.copy(room / f"depth/{i}.png", tmp_path / f"c/images/depth_{i}.png")
+        frame["depth_file_path"] = f"images/depth_{i}.png"
+    (tmp_path / "c/transforms.json").write_text(json.dumps(meta))
+    run(importer, tmp_path / "c", "--out", tmp_path / "out2")
+    got = data.Scene(tmp_path / "out2/c", 48, 64, tmp_path / "cache")
+    low, high = (depth.flatten(1).quantile(q, dim=1) for q in (0.01, 0.99))
+    assert got.near_far == pytest.approx((0.9 * float(low.min()), 1.1 * float(high.max())), rel=0.01)
+    assert torch.equal(got.views(range(20)).depth, depth)
+
+
 def test_transparent_pixels_become_white_and_half_transparent_ones_half(tmp_path):
     image = np.zeros((40, 60, 4), np.uint8)
     image[:, 20:40], image[:, 40:] = (200, 100, 50, 255), (200, 100, 50, 128)
@@ -356,3 +379,366 @@ def test_frames_with_cameras_of_their_own_become_one_camera(tmp_path):
     a, b = (iio.imread(tmp_path / f"out/c/color/{i}.png").astype(int) for i in (0, 1))
     before = iio.imread(tmp_path / "c/a.png").astype(int) - iio.imread(tmp_path / "c/b.png")
     assert np.abs(a - b).max() <= 2 < np.abs(before).max()
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused, in one line
+
+def broken_nerfstudio(change):
+    """A capture with something wrong in its transforms.json: change(meta, folder)."""
+    def write(room, folder):
+        write_nerfstudio(room, folder)
+        meta = json.loads((folder / "transforms.json").read_text())
+        change(meta, folder)
+        (folder / "transforms.json").write_text(json.dumps(meta))
+    return write
+
+
+def frame_7(**change):
+    """The same for some keys of frame 7."""
+    return broken_nerfstudio(lambda meta, folder: meta["frames"][7].update(change))
+
+
+def pose_7(entry, value):
+    """Or for one number of its pose."""
+    def change(meta, folder):
+        meta["frames"][7]["transform_matrix"][entry[0]][entry[1]] = value
+    return broken_nerfstudio(change)
+
+
+def link_7(meta, folder):
+    """Or an image that is a link to a file elsewhere."""
+    (folder.parent / "secret.jpg").write_bytes((folder / "images/frame_00008.jpg").read_bytes())
+    (folder / "images/frame_00008.jpg").unlink()
+    (folder / "images/frame_00008.jpg").symlink_to(folder.parent / "secret.jpg")
+
+
+@pytest.mark.parametrize("write, words", [
+    (broken_nerfstudio(lambda meta, folder: meta.pop("frames")), "no list of frames"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(frames=[])), "not one frame"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(fl_x=-5)), "'fl_x' is -5"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(fl_x=float("nan"))), "'fl_x' is nan"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(cx="middle")), "'cx' is 'middle'"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(w=-64)), "'w' is -64"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(w=48, h=64)), "another shape"),
+    (broken_nerfstudio(lambda meta, folder: meta.pop("fl_x")), "'fl_x' is None"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(camera_model="OPENCV_FISHEYE")), "no pinhole camera"),
+    (broken_nerfstudio(lambda meta, folder: meta.update(k1=-9.0)), "distortion too strong"),
+    (broken_nerfstudio(link_7), "a link that leads out"),
+    (broken_nerfstudio(lambda meta, folder: (folder / "images/frame_00008.jpg").unlink()), "frame_00008.jpg: no such file"),
+    (broken_nerfstudio(lambda meta, folder: (folder / "images/frame_00008.jpg").write_bytes(b"\xff\xd8\xff nothing")), "cannot be decoded"),
+    (broken_nerfstudio(lambda meta, folder: iio.imwrite(folder / "images/frame_00008.jpg", np.zeros((24, 32, 3), np.uint8))), "32x24, but others"),
+    (frame_7(file_path="../secret.jpg"), "frame 7: '../secret.jpg' leads out"),
+    (frame_7(file_path="/etc/passwd"), "leads out"),
+    (frame_7(file_path="C:\\secret.jpg"), "leads out"),
+    (frame_7(file_path="images\\..\\..\\secret.jpg"), "leads out"),
+    (frame_7(depth_file_path="../depth.png"), "leads out"),
+    (frame_7(file_path=7), "is not the name of a file"),
+    (frame_7(file_path="x" * 5000), "is not the name of a file"),
+    (frame_7(transform_matrix=[[1, 0], [0, 1]]), "frame 7: the pose is not a 4x4 matrix"),
+    (frame_7(transform_matrix="none"), "not a 4x4 matrix"),
+    (pose_7((0, 3), float("nan")), "frame 7: the pose holds NaN"),
+    (pose_7((0, 3), float("inf")), "NaN, inf"),
+    (pose_7((0, 0), 3.0), "not a rotation"),
+    (pose_7((3, 3), 2.0), "not a rotation"),
+    (frame_7(transform_matrix=np.diag([1.0, 1, -1, 1]).tolist()), "mirrored"),
+])
+def test_a_broken_capture_is_refused_in_one_line(room, tmp_path, write, words):
+    write(room, tmp_path / "c")
+    assert words in refused(tmp_path / "c", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "[" * 100_000, '{"frames": [1]}', "\x00\xff"])
+def test_bad_json_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/transforms.json").write_text(text)
+    assert "transforms.json" in refused(tmp_path / "c", "--out", tmp_path / "out")
+
+
+def test_cameras_all_in_one_place_need_near_and_far(tmp_path):
+    small(tmp_path, "c/a.png")
+    (tmp_path / "c/transforms.json").write_text(json.dumps({
+        "camera_angle_x": 0.7, "frames": [{"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}] * 3}))
+    assert "--near and --far" in refused(tmp_path / "c", "--out", tmp_path / "out")
+
+
+def test_a_broken_llff_capture_is_refused_in_one_line(room, tmp_path):
+    write_llff(room, tmp_path / "fern")
+    path = tmp_path / "fern/poses_bounds.npy"
+    good = np.load(path)
+    bad = {"N x 17": good[:, :16], "20 images": good[:19]}
+    for words, (column, value) in {"NaN": (3, np.nan), "far": (16, 0.1), "not positive": (14, -3.0), "not a rotation": (0, 5.0)}.items():
+        bad[words] = good.copy()
+        bad[words][4, column] = value
+    for words, rows in bad.items():
+        np.save(path, rows)
+        assert words in refused(tmp_path / "fern", "--out", tmp_path / "out")
+    for raw in (b"", b"\x93NUMPY", path.read_bytes()[:300], b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (2,), }".ljust(128) + b"\n"):
+        path.write_bytes(raw)
+        assert "poses_bounds.npy" in refused(tmp_path / "fern", "--out", tmp_path / "out")
+
+
+def test_a_broken_scan_is_refused_in_one_line(room, tmp_path):
+    write_sens(room, tmp_path / "d")
+    sens = tmp_path / "d/scans/scene0123_00/scene0123_00.sens"
+    good = sens.read_bytes()
+    first = 4 + 8 + 6 + 256 + 36                                              # where the first frame begins
+    put = lambda at, raw: good[:at] + raw + good[at + len(raw):]
+    for words, raw in {
+            "ends in its header": good[:100], "ends in frame 12 of 20": good[:first + (len(good) - first) * 5 // 8],
+            "ends in frame 19": good[:-1], "version 4": put(0, b"\x05"), "not a pinhole": put(18, struct.pack("<f", -5)),
+            "sizes of": put(first - 28, struct.pack("<I", 0)), "frames: damaged": put(first - 8, struct.pack("<Q", 2 ** 60)),
+            "compressed in a way": put(first - 36, struct.pack("<i", 0)), "frame 0 of 20: the pose holds NaN": put(first, struct.pack("<f", np.nan)),
+            "not a rotation": put(first, struct.pack("<f", 7)), "ends in frame 0": put(first + 80, struct.pack("<Q", 2 ** 62)),
+            "the colour of frame 0 of 20 cannot be decoded": put(first + 96, b"\0" * 100)}.items():
+        sens.write_bytes(raw)
+        assert words in refused(tmp_path / "d", "--out", tmp_path / "out")
+    jpeg, deep = (room / "color/0.jpg").read_bytes(), np.zeros((480, 640), np.uint16)
+    sens.write_bytes(sens_bytes([(np.eye(4), jpeg, deep)], np.eye(3), np.eye(3), (48, 64), (48, 64)))    # unpacks to more than it says
+    assert "does not unpack to 64x48" in refused(tmp_path / "d", "--out", tmp_path / "out")
+    sens.write_bytes(good)
+    (tmp_path / "d" / data.LABELS_TSV).unlink()
+    assert data.LABELS_TSV in refused(tmp_path / "d", "--out", tmp_path / "other")
+
+
+@pytest.mark.parametrize("entry, words", [("../label-filt/0.png", "leads out"), ("/label-filt/0.png", "leads out"), ("a/..\\..\\0.png", "leads out"),
+                                          ("C:/0.png", "leads out"), ("link", "link"), (None, "no label-filt/0.png"), ("junk", "cannot be opened")])
+def test_path_tricks_in_a_zip_are_refused(room, tmp_path, entry, words):
+    write_sens(room, tmp_path / "d")
+    path = tmp_path / "d/scans/scene0123_00/scene0123_00_2d-label-filt.zip"
+    if entry == "junk":
+        path.write_bytes(b"PK\x03\x04 not a zip")
+    else:
+        with zipfile.ZipFile(path, "a" if entry else "w") as archive:
+            if entry == "link":
+                info = zipfile.ZipInfo("label-filt/x.png")
+                info.external_attr = 0o120777 << 16
+                archive.writestr(info, "/etc/passwd")
+            else:
+                archive.writestr(entry or "readme.txt", b"x")
+    assert words in refused(tmp_path / "d", "--out", tmp_path / "out")
+    assert not (tmp_path / "label-filt").exists()
+
+
+def test_a_broken_replica_is_refused_in_one_line(box, tmp_path):
+    write_replica(tmp_path / "r", box, count=3)
+    sequence = tmp_path / "r/room_0/Sequence_1"
+    lines = (sequence / "traj_w_c.txt").read_text().splitlines()
+    for words, text in {"3 images": "\n".join(lines[:2]), "16 numbers": "1 2 3", "traj_w_c.txt": "a b", "line 1: the pose holds": "nan " * 16 + "\n" + "\n".join(lines[1:])}.items():
+        (sequence / "traj_w_c.txt").write_text(text)
+        assert words in refused(tmp_path / "r", "--out", tmp_path / "out")
+    (sequence / "traj_w_c.txt").write_text("\n".join(lines))
+    iio.imwrite(sequence / "semantic_class/semantic_class_0.png", np.full((48, 64), 200, np.uint8))
+    assert "another label set" in refused(tmp_path / "r", "--out", tmp_path / "out")
+
+
+def test_an_interrupted_import_leaves_whole_scenes_and_goes_on(room, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_nerfstudio(room, tmp_path / "c" / name)
+    write, count = importer.write_colour, []
+
+    def interrupted(*arguments):
+        count.append(1)
+        if len(count) == 30:                                                  # Ctrl-C in the middle of b
+            raise KeyboardInterrupt
+        return write(*arguments)
+    monkeypatch.setattr(importer, "write_colour", interrupted)
+    with pytest.raises(data.DataError, match="the same command continues"):
+        run(importer, tmp_path / "c", "--out", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a"]
+    (tmp_path / "out/.b.importing/color").mkdir(parents=True)                 # as a kill leaves it
+    (tmp_path / "out/.b.importing/color/half.jpg").write_text("x")
+    stamp = (tmp_path / "out/a/import.json").stat().st_mtime_ns
+    run(importer, tmp_path / "c", "--out", tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"] and not (tmp_path / "out/b/color/half.jpg").exists()
+    assert (tmp_path / "out/a/import.json").stat().st_mtime_ns == stamp       # kept
+    with pytest.raises(data.DataError, match="another --every"):
+        run(importer, tmp_path / "c", "--out", tmp_path / "out", "--every", 2)
+
+
+def test_what_is_no_layout_is_told_what_there_is(room, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no layout I know" in refused(tmp_path / "empty", "--out", tmp_path / "out")
+    assert "use it as it is" in refused(room.parent, "--out", tmp_path / "out")
+    assert "no such file" in refused(tmp_path / "nowhere", "--out", tmp_path / "out")
+
+
+def test_replica_and_scannet_do_not_share_a_folder(room, box, tmp_path):
+    write_sens(room, tmp_path / "d")
+    write_replica(tmp_path / "r", box, count=2)
+    run(importer, tmp_path / "d", "--out", tmp_path / "out", "--every", 7)
+    with pytest.raises(data.DataError, match="another label set"):
+        run(importer, tmp_path / "r", "--out", tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------------------- splits, classes, near and far
+
+def test_the_split_files_have_the_papers_counts_and_no_space_on_both_sides():
+    for name, train, test in (("scannet-60-10", 60, 10), ("replica-12-6", 12, 6), ("replica-8", 6, 2)):
+        lines = [line.split() for line in (ROOT / f"docs/splits/{name}.txt").read_text().splitlines() if not line.startswith("#")]
+        names = [scene for _, scene in lines]
+        got = data.split_by_space([f"{scene}_00" for scene in names], ROOT / f"docs/splits/{name}.txt")
+        assert [len(side) for side in got] == [train, test] and len(set(names)) == len(names) == train + test
+    kinds = {side: sorted(scene.rsplit("_", 1)[0].removeprefix("frl_") for s, scene in
+                          (line.split() for line in (ROOT / "docs/splits/replica-12-6.txt").read_text().splitlines() if line[0] != "#") if s == side)
+             for side in ("train", "test")}
+    assert kinds["train"] == ["apartment"] * 7 + ["hotel"] + ["office"] * 2 + ["room"] * 2      # supplement, section 1
+    assert kinds["test"] == ["apartment"] * 2 + ["office"] * 3 + ["room"]
+
+
+def test_classes_csv_maps_ids_merges_names_and_keeps_colours(tmp_path):
+    (tmp_path / "classes.csv").write_text("id,name,colour\n7,wall,#ff0080\n300,chair,#010203\n9,wall,#000000\n")
+    classes, table = data.read_classes(tmp_path / "classes.csv")
+    assert classes.names == ["wall", "chair"] and classes.colours == [[255, 0, 128], [1, 2, 3]]
+    assert table[[7, 9, 300]].tolist() == [0, 0, 1] and (np.delete(table, [7, 9, 300]) == data.IGNORE).all()
+    for text in ("", "id,name\n1,a\n", "id,name,colour\n", "id,name,colour\nx,a,#000000\n", "id,name,colour\n1,a,#0000\n", "id,name,colour\n-1,a,#000000\n",
+                 "id,name,colour\n1,a,#000000\n1,b,#000000\n", "id,name,colour\n1,,#000000\n", "id,name,colour\n70000,a,#000000\n",
+                 "id,name,colour\n" + "".join(f"{i},c{i},#000000\n" for i in range(128))):
+        (tmp_path / "classes.csv").write_text(text)
+        with pytest.raises(data.DataError, match="classes.csv"):
+            data.read_classes(tmp_path / "classes.csv")
+
+
+def test_changing_classes_csv_decodes_the_labels_again(box_copy, tmp_path):
+    path = box_copy.parent / data.CLASSES_CSV
+    path.write_text("id,name,colour\n3,wall,#ffffff\n")
+    before = data.Scene(box_copy, 48, 64, tmp_path / "cache").views(range(0, 25, 6)).labels
+    path.write_text("id,name,colour\n21,ground,#ffffff\n3,wall,#ffffff\n")
+    after = data.Scene(box_copy, 48, 64, tmp_path / "cache").views(range(0, 25, 6)).labels
+    assert torch.equal(before == 0, after == 1) and (before == 0).any() and after.max() == 1
+
+
+@pytest.mark.parametrize("text", ["", "1", "2 1", "0 3", "nan 3", "1 inf", "a b"])
+def test_a_bad_near_far_file_is_refused(box_copy, text):
+    (box_copy / "near_far.txt").write_text(text)
+    with pytest.raises(data.DataError, match="near_far.txt"):
+        data.Scene(box_copy, 48, 64)
+
+
+SMALL = training.Config(height=32, width=40, views=2, coarse=4, fine=4, rays=16, chunk=1280, workers=1, device="cpu")
+
+
+def test_the_unit_of_a_scene_with_near_far_does_not_matter(box_folder, tmp_path):
+    """Everything ten times as large, near and far too: the same source views, the same labels and colours, ten times the depth."""
+    big = tmp_path / "big/scene0001_00"
+    shutil.copytree(box_folder, big)
+    for path in (big / "pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[:3, 3] *= 10
+        np.savetxt(path, pose)
+    (big / "near_far.txt").write_text("4 60")
+    little = tmp_path / "little/scene0001_00"
+    shutil.copytree(box_folder, little)
+    (little / "near_far.txt").write_text("0.4 6")
+    torch.manual_seed(0)
+    model, got = training.SRay(SMALL).eval(), []
+    for folder in (little, big):
+        shutil.copy(box_folder.parent / data.LABELS_TSV, folder.parent)
+        scene = data.Scene(folder, 32, 40, tmp_path / "cache")
+        source, _, test = data.protocol(scene)
+        views, target = scene.views(source), scene.views(test[:1])[0]
+        with torch.no_grad():
+            sources = model.encode(views)
+            result = model(sources, data.pixel_grid(32, 40)[::47], target.K, target.c2w)["fine"]
+        got.append((source, test, result))
+    (s1, t1, a), (s2, t2, b) = got
+    assert (s1, t1) == (s2, t2) and torch.allclose(a["colour"], b["colour"], atol=1e-4) and torch.allclose(a["logits"], b["logits"], atol=1e-3)
+    assert torch.allclose(10 * a["depth"], b["depth"], rtol=1e-3) and a["z"].min() >= 0.4 and a["z"].max() <= 6
+    assert a["depth"].std() > 0
+    batch = training.draw_batches([data.Scene(big, 32, 40, tmp_path / "cache")], [list(range(20))], SMALL, 0)[0]
+    assert batch.sources.near_far.tolist() == [[4, 60]] * 2                   # training sees the same range
+
+
+# ---------------------------------------------------------------------------------------------------- 07 and 08 on what was imported
+
+def weights(path: Path, classes=data.SCANNET) -> Path:
+    """A checkpoint of random weights, as 07 writes it."""
+    torch.manual_seed(0)
+    model = training.SRay(SMALL, classes)
+    training.save_checkpoint(path, model, torch.optim.Adam(model.parameters()), 1, {
+        "data": "rooms", "root": "elsewhere", "train": ["room0000_00"], "test": [], "finetuned": False, "seconds": 0.0, "command": "none"})
+    return path
+
+
+def test_a_capture_without_labels_renders_colour_and_labels_with_weights_from_elsewhere(room, tmp_path, capsys):
+    write_nerfstudio(room, tmp_path / "phone")
+    run(importer, tmp_path / "phone", "--out", tmp_path / "data/phone")
+    run(evaluation, "--checkpoint", weights(tmp_path / "run/checkpoint.pt"), "--scene", tmp_path / "data/phone", "--cache", tmp_path / "cache",
+        "--views", 2)
+    screen = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/eval/metrics.json").read_text())
+    assert metrics["psnr"] > 0 and metrics["miou"] is None and "no labels" in screen and "its near_far.txt" in screen
+    assert iio.imread(tmp_path / "run/eval/phone.png").shape[0] > 4 * 240     # rows: colour, its truth, labels, depth
+
+
+def test_labels_of_other_classes_are_not_compared_and_said_so_in_one_line(box, tmp_path, capsys, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(evaluation, "evaluation_sheet", lambda *arguments: sheets.append(arguments))
+    write_replica(tmp_path / "r", box)
+    run(importer, tmp_path / "r", "--out", tmp_path / "replica", "--every", 1)
+    checkpoint = weights(tmp_path / "a/checkpoint.pt")
+    run(evaluation, "--checkpoint", checkpoint, "--scene", tmp_path / "replica", "--cache", tmp_path / "cache", "--views", 2)
+    screen = capsys.readouterr().out
+    line = [line for line in screen.splitlines() if "LABELS ARE NOT COMPARED" in line]
+    assert len(line) == 1 and "20 classes (wall" in line[0] and "101 classes (backpack" in line[0]
+    metrics = json.loads((tmp_path / "a/eval/metrics.json").read_text())
+    assert metrics["miou"] is None and metrics["psnr"] > 0 and metrics["depth_abs_rel"] > 0
+    assert sheets[0][3] is False and sheets[0][4] == data.SCANNET             # drawn without true labels, in the checkpoint's colours
+    with pytest.raises(data.DataError, match="start without these weights"):
+        run(training, "--finetune", checkpoint, "--scene", tmp_path / "replica", "--cache", tmp_path / "cache", "--out", tmp_path / "b")
+
+
+def test_training_on_replica_remembers_its_classes_and_is_evaluated_with_them(box, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_replica(tmp_path / "r", box)
+    run(importer, "r", "--out", "data/replica", "--every", 1)
+    run(training, "--scene", "replica", "--preset", "smoke", "--steps", 2, "--out", "run", "--no-eval", *"--height 32 --width 40 --views 2".split())
+    model, state = training.load_checkpoint("run/checkpoint.pt")
+    assert model.classes.names == importer.REPLICA_CLASSES and model.fine.head.out_features == 101
+    assert state["run"]["data"] == "replica" and state["run"]["train"] == ["room_0_01"]
+    run(evaluation, "--checkpoint", "run/checkpoint.pt", "--views", 2)
+    metrics = json.loads(Path("run/eval/metrics.json").read_text())
+    assert metrics["miou"] is not None and metrics["classes"] == importer.REPLICA_CLASSES and "floor" in metrics["per_class_iou"]
+    run(training, "--finetune", "run/checkpoint.pt", "--scene", "replica", "--steps", 1, "--out", "tuned", "--no-eval")
+    assert training.load_checkpoint("tuned/checkpoint.pt")[0].classes == model.classes
+
+
+def test_replica_takes_the_papers_size_and_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["07_train.py", "--scene", "replica", "--preset", "paper"])
+    config, *_ = training.starting_point(training.parse_arguments())
+    assert (config.width, config.height, config.steps) == (640, 480, 100_000)
+    monkeypatch.setattr(sys, "argv", ["07_train.py", "--scene", "scannet", "--preset", "paper"])
+    config, *_ = training.starting_point(training.parse_arguments())
+    assert (config.width, config.height, config.steps) == (320, 240, 260_000)
+
+
+def test_a_checkpoint_from_before_label_sets_has_scannets(tmp_path):
+    state = torch.load(weights(tmp_path / "a.pt"), weights_only=True)
+    del state["classes"]
+    torch.save(state, tmp_path / "old.pt")
+    assert training.load_checkpoint(tmp_path / "old.pt")[0].classes == data.SCANNET
+    state["classes"] = {"names": data.CLASSES[:5], "colours": [[0, 0, 0]] * 5}
+    torch.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(data.DataError, match="wrong.pt"):
+        training.load_checkpoint(tmp_path / "wrong.pt")
+
+
+@pytest.mark.parametrize("layout", ["phone", "fern", "download", "Replica_Dataset"])
+def test_07_and_08_given_another_layout_print_the_import_command(room, box, tmp_path, layout, monkeypatch):
+    {"phone": write_nerfstudio, "fern": write_llff, "download": write_sens, "Replica_Dataset": lambda _, f: write_replica(f, box, 1)}[layout](
+        room, tmp_path / "my data" / layout)
+    monkeypatch.chdir(tmp_path)
+    name = {"download": "scannet", "Replica_Dataset": "replica"}.get(layout, layout)
+    command = f"python 12_import.py 'my data/{layout}' --out data/{name}"
+    checkpoint = weights(tmp_path / "checkpoint.pt")
+    for module, arguments in ((training, []), (evaluation, ["--checkpoint", checkpoint])):
+        with pytest.raises(data.DataError) as error:
+            run(module, "--scene", f"my data/{layout}", *arguments)
+        assert str(error.value).endswith(command) and "\n" not in str(error.value)
+
+
+def test_the_command_line_in_a_process_of_its_own(room, tmp_path):
+    write_nerfstudio(room, tmp_path / "phone")
+    for name, status, words in (("phone", 0, "next: python 07_train.py --scene data/phone"), ("rooms", 2, "error: rooms: no such file or folder")):
+        done = subprocess.run([sys.executable, str(ROOT / "12_import.py"), name, "--out", "data/phone"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == status and words in done.stdout + done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert len(data.Scene(tmp_path / "data/phone/phone", 48, 64)) == 20
