@@ -547,8 +547,8 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
     else:
         root, kind = (Path(data or f"data/{scene}"), scene) if scene in ("scannet", "replica") else (Path(scene), "path")
         if scene == "replica" and not root.is_dir():
-            raise DataError(f"{root}: no Replica here; import your copy (README, \"Your own data\") with: python 12_import.py FOLDER "
-                            f"--out {shlex.quote(str(root))}")
+            raise DataError(f"{root}: no Replica here; import your copy (README, \"Your own data\") with: "
+                            f"python 12_import.py FOLDER --out {shlex.quote(str(root))}")
         if kind == "path" and data:
             raise DataError(f"--scene {scene} is a path already; leave out --data {data}")
         if kind == "path" and (root / "color").is_dir():                      # one scene folder

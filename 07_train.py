@@ -537,7 +537,7 @@ def free_folder(wanted: str | None, name: str) -> Path:
 def parse_arguments() -> argparse.Namespace:
     """The command line: what to train on and where to write, then one flag for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--scene", default="scannet", help="rooms | scannet | replica | PATH of a scene or of a folder of scenes [scannet]")
+    parser.add_argument("--scene", default="scannet", help="rooms | scannet | replica | PATH of a scene or a folder of them [scannet]")
     parser.add_argument("--data", help="folder that holds the scene folders [data/scannet, data/replica, data/rooms]")
     parser.add_argument("--preset", choices=PRESETS, help="[paper with CUDA and real data, else laptop]")
     parser.add_argument("--scenes", help="a,b,c: train on these scenes [the training side of the split]")

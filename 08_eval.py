@@ -47,7 +47,7 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def label_metrics(n: Tensor, names: list[str] = data.CLASSES) -> dict:
-    """Confusion matrix (L, L + 1), class names -> miou, total_acc, avg_acc in percent and per_class_iou (None where absent in the truth)."""
+    """Confusion matrix (L, L + 1), names -> miou, total_acc, avg_acc in percent and per_class_iou (None where absent in the truth)."""
     n = n.double()
     hit, truth, answered = n.diagonal(), n.sum(1), n[:, :-1].sum(0)
     present = truth > 0
@@ -122,7 +122,8 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
                 figure.colorbar(image, ax=axis, label="m" if has_depth else "scene units", shrink=0.8)
         axes[0, column].set_title(f"test view {shot['frame']}: {shot['psnr']:.1f} dB"
                                   + (f", {shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""), fontsize=9)
-    seen = {int(l) for s in shots for x in ("labels", "true_labels") for l in s[x].unique() if l >= 0 and ("labels", "ours") in rows}
+    shown = ["labels", "true_labels"] if ("labels", "ours") in rows else []
+    seen = {int(l) for s in shots for x in shown for l in s[x].unique() if l >= 0}
     figure.legend(handles=[Patch(color=np.array(classes.colours[l]) / 255, label=classes.names[l]) for l in sorted(seen)],
                   loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
@@ -171,7 +172,8 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8)
                 got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
                 got = {key: value.cpu() for key, value in got.items()}
                 seconds = time.perf_counter() - start
-                near = sources[data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]]    # the baseline: copy the nearest source
+                nearest = data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]
+                near = sources[nearest]                                       # the baseline: copy the nearest source
                 labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
                 n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
                 pooled += n
@@ -261,7 +263,8 @@ def main() -> None:
         print(f"LABELS ARE NOT COMPARED: {data.other_classes(model.classes, strange[0].classes)}; colour and depth are")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
-    metrics |= {"classes": model.classes.names, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,
+    metrics |= {"classes": model.classes.names, "data": kind,
+                "views": {"source": args.views, "test": 4, "images": len(metrics["images"])},
                 "scenes": scenes, "scenes_seen_in_training": seen, "lpips": None, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),

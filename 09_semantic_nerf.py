@@ -224,8 +224,8 @@ def main() -> None:
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
     if scene.has_labels and scene.classes != data.SCANNET:
-        raise data.DataError(f"{scene.folder}: labelled with {len(scene.classes.names)} classes of its own (classes.csv); this baseline "
-                             "knows ScanNet's 20")
+        raise data.DataError(f"{scene.folder}: labelled with {len(scene.classes.names)} classes of its own (classes.csv); this "
+                             "baseline knows ScanNet's 20")
     views = scene.views(sorted(source + tune))
     model = new_model(views, config)
     print(f"{scene.name}: trained on {len(views.K)} views of {config.width}x{config.height}, evaluated on {len(test)} others; "

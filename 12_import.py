@@ -3,20 +3,20 @@
     python 12_import.py SOURCE --out data/NAME      one scene, or a folder of many; says what it recognised
     python 07_train.py --scene data/NAME            or: python 08_eval.py --checkpoint CKPT --scene data/NAME
 
-| layout | told by | axes of a pose's columns | pixel centres | what else |
+| layout | told by | columns of a pose | pixel centres | what else |
 |---|---|---|---|---|
-| Blender / nerfstudio | transforms.json, transforms_{train,val,test}.json | right, up, back (OpenGL) | half-integers | RGBA goes on white |
-| LLFF | poses_bounds.npy | down, right, back | image middle | near and far of each image |
-| ScanNet download | scene0000_00.sens | OpenCV | integers | depth; labels from scene0000_00_2d-label-filt.zip |
-| Replica for Semantic-NeRF | Sequence_1/traj_w_c.txt | OpenCV | integers | depth, labels of its own classes |
+| Blender / nerfstudio | transforms.json, or transforms_train.json ... | right, up, back (OpenGL) | half-integers | alpha on white |
+| LLFF | poses_bounds.npy | down, right, back | axis in the middle | near and far |
+| ScanNet download | scene0000_00.sens | right, down, forward | integers | depth; labels from its zip |
+| Replica for Semantic-NeRF | Sequence_1/traj_w_c.txt | right, down, forward | integers | depth, labels of its own classes |
 
-In here poses have the columns right, down, forward, and the first pixel's centre is 0. Where the first pixel's *corner* is 0 (COLMAP, hence
-nerfstudio and LLFF), a principal point loses half a pixel; the middle of an image is (W - 1) / 2. NeRF's own code puts Blender's optical axis at W / 2 of
-integer centres, half a pixel off; Blender renders it in the middle, and so do we.
+Written are right, down, forward, and integer centres. Where the first pixel's corner is 0 (COLMAP, hence nerfstudio and LLFF) a
+principal point loses half a pixel, and the middle of an image is (W - 1) / 2. NeRF's own code puts Blender's optical axis at W / 2
+of integer centres, half a pixel off; Blender renders it in the middle, and so do we.
 
-Images are copied byte for byte wherever 01 can read them. The exceptions: transparent ones, which go on white; and photographs with lens distortion, or
-frames with different cameras, which are resampled to one pinhole camera, as 01 expects, and said so. Scenes not known to be in metres get a
-near_far.txt: from the depth maps, the bounds, or guessed from the poses. Files named in a capture must lie in its folder.
+Images are copied byte for byte wherever 01 can read them. Transparent ones go on white. Photographs with lens distortion, or with
+cameras of their own, are resampled to one pinhole camera, as 01 expects, and that is said. Scenes not known to be in metres get a
+near_far.txt: from depth maps, bounds or sparse points, else guessed from the poses. Files that a capture names must lie in it.
 
 An interrupted import leaves whole scenes only, and the same command continues. Test: pytest tests/test_12_import.py
 """
@@ -45,12 +45,15 @@ from tqdm import tqdm
 data = import_module("01_data")                # DataError, read_image, foreign_scenes, scale_intrinsics, Scene, split_by_space
 
 # Replica's classes 1 .. 101 (its info_semantic.json); 0 is void: unlabelled
-REPLICA_CLASSES = """backpack base-cabinet basket bathtub beam beanbag bed bench bike bin blanket blinds book bottle box bowl camera cabinet candle
-chair chopping-board clock cloth clothing coaster comforter computer-keyboard cup cushion curtain ceiling cooktop countertop desk desk-organizer
-desktop-computer door exercise-ball faucet floor handbag hair-dryer handrail indoor-plant knife-block kitchen-utensil lamp laptop major-appliance
-mat microwave monitor mouse nightstand pan panel paper-towel phone picture pillar pillow pipe plant-stand plate pot rack refrigerator remote-control
-scarf sculpture shelf shoe shower-stall sink small-appliance sofa stair stool switch table table-runner tablet tissue-paper toilet toothbrush towel
-tv-screen tv-stand umbrella utensil-holder vase vent wall wall-cabinet wall-plug wardrobe window rug logo bag set-of-clothing""".split()
+REPLICA_CLASSES = """
+backpack base-cabinet basket bathtub beam beanbag bed bench bike bin blanket blinds book bottle box bowl camera cabinet candle
+chair chopping-board clock cloth clothing coaster comforter computer-keyboard cup cushion curtain ceiling cooktop countertop
+desk desk-organizer desktop-computer door exercise-ball faucet floor handbag hair-dryer handrail indoor-plant knife-block
+kitchen-utensil lamp laptop major-appliance mat microwave monitor mouse nightstand pan panel paper-towel phone picture pillar
+pillow pipe plant-stand plate pot rack refrigerator remote-control scarf sculpture shelf shoe shower-stall sink small-appliance
+sofa stair stool switch table table-runner tablet tissue-paper toilet toothbrush towel tv-screen tv-stand umbrella
+utensil-holder vase vent wall wall-cabinet wall-plug wardrobe window rug logo bag set-of-clothing
+""".split()
 
 EVERY = {"ScanNet download": 10, "Replica for Semantic-NeRF": 5}     # frames of a video; everything else: all
 SPLITS = Path(__file__).with_name("docs") / "splits"
@@ -74,7 +77,7 @@ class Camera(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A frame before it is copied. c2w (4, 4) in OpenCV axes; camera at the image's own size; split: train, val, test or nothing."""
+    """A frame before it is copied: c2w (4, 4) in OpenCV axes, camera at the image's own size; split train, val, test or none."""
     number: int
     image: Path
     c2w: np.ndarray
@@ -87,7 +90,7 @@ class Photo(NamedTuple):
 # ---------------------------------------------------------------------------------------------------- nothing is trusted
 
 def inside(folder: Path, name, where: str) -> Path:
-    """The file `name` in folder, as a list in a capture gives it. DataError if it leads out of the folder: absolute, '..', a link."""
+    """The file `name` of folder, as a capture lists it. DataError if it leads out of the folder: absolute, '..', a link."""
     if not isinstance(name, str) or not name or "\0" in name or max(map(len, re.split(r"[/\\]", name))) > 250 or len(name) > 2000:
         raise data.DataError(f"{where}: {str(name)[:100]!r} is not the name of a file")
     name = name.replace("\\", "/")
@@ -117,6 +120,11 @@ def checked_pose(matrix, where: str) -> np.ndarray:
     return pose
 
 
+def sides(size) -> str:
+    """(H, W, ...) as people write it: WxH."""
+    return f"{size[1]}x{size[0]}"
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image, from its header. DataError if missing or no image."""
     try:
@@ -133,7 +141,8 @@ def read_json(path: Path) -> dict:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise data.DataError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0][:100]}); export it again") from None
-    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list) or not all(isinstance(f, dict) for f in meta["frames"]):
+    frames = meta.get("frames") if isinstance(meta, dict) else None
+    if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise data.DataError(f"{path}: has no list of frames; is it a Blender or nerfstudio transforms file?")
     return meta
 
@@ -148,22 +157,26 @@ def number(meta: dict, key: str, default: float | None, where: str, positive: bo
 
 def transforms_camera(meta: dict, size: tuple[int, int], where: str) -> Camera:
     """Intrinsics of one frame (its own keys over the file's) -> Camera at the image's real size (H, W)."""
-    model = meta.get("camera_model", "OPENCV")
-    if model not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE") or number(meta, "k4", 0, where):
-        raise data.DataError(f"{where}: camera model {model!r}{' with k4' * bool(meta.get('k4'))} is no pinhole camera; undistort the images first "
-                             "(COLMAP: image_undistorter)")
+    model, pinholes = meta.get("camera_model", "OPENCV"), "OPENCV PINHOLE SIMPLE_PINHOLE SIMPLE_RADIAL RADIAL PERSPECTIVE".split()
+    if model not in pinholes or number(meta, "k4", 0, where):
+        raise data.DataError(f"{where}: camera model {str(model)[:40]}, or its k4, is no pinhole camera; undistort the images "
+                             "first (COLMAP: image_undistorter)")
     h, w = (number(meta, key, side, where, True) for key, side in zip(("h", "w"), size))
     if abs(h / size[0] / (w / size[1]) - 1) > 0.02:
-        raise data.DataError(f"{where}: the image is {size[1]}x{size[0]}, the file says {w:g}x{h:g}: another shape; name the right images")
+        raise data.DataError(f"{where}: the image is {sides(size)}, the file says {w:g}x{h:g}: another shape")
     if "camera_angle_x" in meta and "fl_x" not in meta:
         angle = number(meta, "camera_angle_x", None, where, True)
         if angle >= np.pi:
             raise data.DataError(f"{where}: 'camera_angle_x' is {angle:g}; radians below pi are meant")
         meta = {**meta, "fl_x": 0.5 * w / np.tan(0.5 * angle)}
     fx = number(meta, "fl_x", None, where, True)
-    K = Camera(fx, number(meta, "fl_y", fx, where, True), number(meta, "cx", w / 2, where) - 0.5, number(meta, "cy", h / 2, where) - 0.5)
-    K = data.scale_intrinsics(torch.from_numpy(K.matrix()), (h, w), size).numpy()    # corner 0 -> centre 0 above, then to the image's size
-    return Camera(*(float(x) for x in (K[0, 0], K[1, 1], K[0, 2], K[1, 2])), *(number(meta, k, 0, where) for k in ("k1", "k2", "k3", "p1", "p2")))
+    fy, cx, cy = (number(meta, key, value, where) for key, value in (("fl_y", fx), ("cx", w / 2), ("cy", h / 2)))
+    if fy <= 0:
+        raise data.DataError(f"{where}: 'fl_y' is {fy:g}, not a positive number; correct it or export again")
+    K = Camera(fx, fy, cx - 0.5, cy - 0.5)                                    # first corner 0 -> first centre 0
+    K = data.scale_intrinsics(torch.from_numpy(K.matrix()), (h, w), size)     # and to the size the image has
+    lens = (number(meta, key, 0, where) for key in ("k1", "k2", "k3", "p1", "p2"))
+    return Camera(K[0, 0].item(), K[1, 1].item(), K[0, 2].item(), K[1, 2].item(), *lens)
 
 
 def read_transforms(folder: Path, every: int) -> list[Photo]:
@@ -178,8 +191,10 @@ def read_transforms(folder: Path, every: int) -> list[Photo]:
         for index, frame in enumerate(meta["frames"]):
             where = f"{file}, frame {index}"
             image = inside(folder, frame.get("file_path"), where)
-            image = next((p for p in (image.with_name(image.name + end) for end in ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG")) if p.is_file()), image)
-            inside(folder, str(image.relative_to(folder)), where)
+            if not image.is_file():                                           # NeRF's scenes leave the ending out
+                image = next((p for end in (".png", ".jpg", ".jpeg", ".PNG", ".JPG")
+                              if (p := image.with_name(image.name + end)).is_file()), image)
+                inside(folder, str(image.relative_to(folder)), where)
             both = {**{key: value for key, value in meta.items() if key != "frames"}, **frame}
             pose = checked_pose(frame.get("transform_matrix"), where)
             pose[:3, 1:3] *= -1                                               # up, back -> down, forward
@@ -199,18 +214,20 @@ def read_llff(folder: Path, every: int) -> tuple[list[Photo], np.ndarray]:
         rows = np.load(path, allow_pickle=False)
         rows = np.array(rows, np.float64)
     except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
-        raise data.DataError(f"{path}: cannot be read as an array of numbers ({str(error).splitlines()[0][:80]}); export it again") from None
+        raise data.DataError(f"{path}: cannot be read as an array of numbers ({str(error)[:80].splitlines()[0]}); "
+                             "export it again") from None
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         raise data.DataError(f"{path}: holds {rows.shape} numbers instead of N x 17; export it again")
-    if not np.isfinite(rows).all() or (rows[:, [4, 9, 14]] <= 0).any() or (rows[:, 15] <= 0).any() or (rows[:, 16] <= rows[:, 15]).any():
-        raise data.DataError(f"{path}: holds NaN, inf, sizes or focal lengths that are not positive, or bounds without 0 < near < far; export it again")
+    if not np.isfinite(rows).all() or (rows[:, [4, 9, 14, 15]] <= 0).any() or (rows[:, 16] <= rows[:, 15]).any():
+        raise data.DataError(f"{path}: holds NaN, inf, a size or focal length that is not positive, or bounds without "
+                             "0 < near < far; export it again")
     for name in ("images", "images_2", "images_4", "images_8"):
         images = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if images:
             break
     if len(images) != len(rows):
-        raise data.DataError(f"{folder}: {len(images)} images (in images/, or images_2, _4, _8) for {len(rows)} poses in poses_bounds.npy; "
-                             "there must be one each, in name order")
+        raise data.DataError(f"{folder}: {len(images)} images (in images/, or images_2, _4, _8) for {len(rows)} poses in "
+                             "poses_bounds.npy; there must be one each, in name order")
     photos = []
     for i, (image, row) in enumerate(zip(images, rows)):
         where, table = f"{path}, row {i}", row[:15].reshape(3, 5)
@@ -219,7 +236,7 @@ def read_llff(folder: Path, every: int) -> tuple[list[Photo], np.ndarray]:
         pose = checked_pose(np.stack([right, down, -back, position], axis=1), where)
         (h, w, f), size = table[:, 4], image_size(image)
         if abs(h / size[0] / (w / size[1]) - 1) > 0.02:
-            raise data.DataError(f"{where}: {image.name} is {size[1]}x{size[0]}, the pose is for {w:g}x{h:g}: another shape")
+            raise data.DataError(f"{where}: {image.name} is {sides(size)}, the pose is for {w:g}x{h:g}: another shape")
         photos.append(Photo(i, image, pose, Camera(f * size[1] / w, f * size[0] / h, (size[1] - 1) / 2, (size[0] - 1) / 2)))
     return photos[::every], rows[:, 15:]
 
@@ -261,7 +278,7 @@ def write_replica_classes(root: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- one camera for all frames
 
 def resample(image: np.ndarray, camera: Camera, target: Camera, mode: str = "bilinear") -> np.ndarray:
-    """What the pinhole camera `target` would have seen in place of `camera` with its distortion: image (H, W, 3) or (H, W), same size."""
+    """What a pinhole camera `target` would have seen in place of `camera` with its lens: image (H, W, 3) or (H, W), same size."""
     h, w = image.shape[:2]
     u, v = distorted(*np.meshgrid(np.arange(w), np.arange(h)), camera, target)
     grid = torch.from_numpy(np.stack([2 * u / (w - 1) - 1, 2 * v / (h - 1) - 1], axis=-1))[None]
@@ -281,22 +298,23 @@ def distorted(u: np.ndarray, v: np.ndarray, camera: Camera, target: Camera) -> t
 
 
 def one_camera(cameras: list[Camera], size: tuple[int, int], where: str) -> Camera:
-    """The pinhole camera for the whole scene: theirs if they are one without distortion, else the widest with their middle focal length
-    or a longer one whose every pixel all of them see. DataError beyond twice that length."""
+    """The pinhole camera for the whole scene: theirs if all are one without distortion, else their median, zoomed in until all of
+    them see its every pixel. DataError beyond twice the focal length, or for a lens that folds the image back on itself."""
     first = cameras[0]
     if len(set(cameras)) == 1 and not any(first[4:]):
         return first
     h, w = size
     border = np.array([(u, v) for u in range(w) for v in (0, h - 1)] + [(u, v) for v in range(h) for u in (0, w - 1)]).T
     middle = np.median(np.array(cameras), axis=0)
-    r2 = np.linspace(0, max((((border.T - middle[2:4]) / middle[:2]) ** 2).sum(1)), 50)           # a lens that folds the image back is none
+    r2 = np.linspace(0, max((((border.T - middle[2:4]) / middle[:2]) ** 2).sum(1)), 50)
     folds = any((1 + r2 * (3 * c.k1 + r2 * (5 * c.k2 + r2 * 7 * c.k3)) <= 0).any() for c in set(cameras))
     for zoom in np.arange(1, 2, 0.01) if not folds else ():
         target = Camera(*(float(x) for x in middle[:4] * [zoom, zoom, 1, 1]))
         seen = [distorted(*border, camera, target) for camera in set(cameras)]
         if all(-0.5 <= u.min() and u.max() <= w - 0.5 and -0.5 <= v.min() and v.max() <= h - 0.5 for u, v in seen):
             return target
-    raise data.DataError(f"{where}: no pinhole camera fits into all frames (cameras too different, or distortion too strong); undistort them first")
+    raise data.DataError(f"{where}: no pinhole camera fits into all frames (cameras too different, or distortion too strong); "
+                         "undistort them first")
 
 
 # ---------------------------------------------------------------------------------------------------- near and far
@@ -305,7 +323,7 @@ def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> tuple[floa
     """From poses (N, 4, 4) alone -> near, far, why. DataError where all cameras are in one place.
 
     Cameras that look at one thing, with the point nearest to all optical axes at depths z: from half the smallest to 1.5 times the
-    largest, and where images show a background too from 0.3 to 5 times. Cameras that look around: from 0.2 to 6 times their farthest
+    largest; where images show a background too, from 0.3 to 5 times. Cameras that look around: from 0.2 to 6 times their farthest
     distance from their middle.
     """
     centre, forward = c2w[:, :3, 3], c2w[:, :3, 2]
@@ -324,8 +342,8 @@ def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> tuple[floa
 
 
 def points_near_far(folder: Path, photos: list[Photo]) -> tuple[float, float, str] | None:
-    """From the sparse points that nerfstudio leaves beside a capture (ply_file_path, text): the 2nd and 98th percentile of their depths
-    in the images, with a margin of a fifth. None if there are none."""
+    """From the sparse points that nerfstudio leaves beside a capture (ply_file_path, as text): the 2nd and 98th percentile of their
+    depths in the images, with a margin of a fifth. None if there are none."""
     name = read_json(folder / "transforms.json").get("ply_file_path") if (folder / "transforms.json").is_file() else None
     path = inside(folder, name, str(folder / "transforms.json")) if name else None
     if not path or not path.is_file():
@@ -338,11 +356,12 @@ def points_near_far(folder: Path, photos: list[Photo]) -> tuple[float, float, st
         while file.readline(200).strip() != b"end_header":
             pass
         try:
-            points = np.array([[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(500_000))]).reshape(-1, 3)
+            points = np.array([[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(50_000))]).reshape(-1, 3)
         except ValueError:
             raise data.DataError(f"{path}: its points are not numbers; export it again, or remove 'ply_file_path'") from None
     K = torch.from_numpy(np.stack([p.camera.matrix() for p in photos])).float()
-    uv, z = data.project(torch.from_numpy(points).float(), K, torch.from_numpy(np.stack([p.c2w for p in photos])).float())   # (P, N, 2), (P, N)
+    c2w = torch.from_numpy(np.stack([p.c2w for p in photos])).float()
+    uv, z = data.project(torch.from_numpy(points).float(), K, c2w)            # (P, N, 2), (P, N)
     h, w = image_size(photos[0].image)
     z = z[(z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < w) & (uv[..., 1] < h)].numpy()
     low, high = np.percentile(z, (2, 98)) if len(z) > 100 else (0, 0)
@@ -383,7 +402,7 @@ def write_colour(folder: Path, photo: Photo, target: Camera, size: tuple[int, in
     end = ".jpg" if raw.startswith(b"\xff\xd8\xff") else ".png" if raw.startswith(b"\x89PNG") else None
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.shape[:2] != size:
-        raise data.DataError(f"{photo.image}: {image.shape[1]}x{image.shape[0]}, but others of the scene are {size[1]}x{size[0]}; bring all to one size")
+        raise data.DataError(f"{photo.image}: {sides(image.shape)}, but others of the scene are {sides(size)}; make them one size")
     if image.dtype != np.uint8 or channels > 4 or (channels == 4 and end == ".jpg"):
         raise data.DataError(f"{photo.image}: {image.dtype}, {channels} channels; save it as 8-bit RGB")
     alpha = image[..., -1:] if channels in (2, 4) else None
@@ -410,7 +429,7 @@ def write_map(folder: Path, kind: str, photo: Photo, source: Path, target: Camer
     if photo.camera != target:
         size = image_size(photo.image)
         if values.shape != size:
-            raise data.DataError(f"{source}: {values.shape[1]}x{values.shape[0]}, its image {size[1]}x{size[0]}; with lens distortion they must agree")
+            raise data.DataError(f"{source}: {sides(values.shape)}, its image {sides(size)}; with lens distortion they must agree")
         values = resample(values.astype(np.int32), photo.camera, target, "nearest").astype(values.dtype)
     (folder / kind).mkdir(exist_ok=True)
     if photo.camera != target:
@@ -435,7 +454,7 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> tu
         if photo.depth:
             depth = write_map(folder, "depth", photo, photo.depth, target)
             if depth_size not in (None, depth.shape):
-                raise data.DataError(f"{photo.depth}: {depth.shape[1]}x{depth.shape[0]}, others {depth_size[1]}x{depth_size[0]}; export it again")
+                raise data.DataError(f"{photo.depth}: {sides(depth.shape)}, others {sides(depth_size)}; export it again")
             depth_size = depth.shape
             if (depth > 0).any():
                 ranges.append(tuple(np.percentile(depth[depth > 0], (1, 99)) / 1000))
@@ -443,7 +462,7 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> tu
             top = max(top, int(write_map(folder, "label-filt", photo, photo.label, target).max()))
         frames.append({"number": photo.number, "image": photo.image.name} | ({"split": photo.split} if photo.split else {}))
     if top > len(REPLICA_CLASSES):
-        raise data.DataError(f"{where}: a label of {top}, but Replica's classes are 0 to {len(REPLICA_CLASSES)}; this is another label set")
+        raise data.DataError(f"{where}: holds label {top}, Replica's classes are 0 to {len(REPLICA_CLASSES)}: another label set")
     write_matrix(folder / "intrinsic" / "intrinsic_color.txt", target.matrix())
     if depth_size:
         K = data.scale_intrinsics(torch.from_numpy(target.matrix()), size, depth_size).numpy()
@@ -462,14 +481,15 @@ def take(file, count: int, what: str) -> bytes:
 
 
 def label_reader(path: Path):
-    """_2d-label-filt.zip -> a function from frame number to its png. DataError for a damaged zip or an entry that leads out of it."""
+    """_2d-label-filt.zip -> a function from frame number to its png. DataError if the zip is damaged or an entry leads out."""
     try:
         archive = zipfile.ZipFile(path)
         entries = {}
         for info in archive.infolist():
             parts = PurePosixPath(info.filename.replace("\\", "/")).parts
             if not parts or parts[0] == "/" or ".." in parts or ":" in info.filename or (info.external_attr >> 28) == 0o12:
-                raise data.DataError(f"{path}: its entry '{info.filename}' leads out of the folder or is a link; this is not ScanNet's zip")
+                raise data.DataError(f"{path}: its entry '{info.filename}' leads out of the folder or is a link; "
+                                     "this is not ScanNet's zip")
             entries["/".join(parts[-2:])] = info
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise data.DataError(f"{path}: cannot be opened as a zip ({error}); download it again") from None
@@ -492,9 +512,9 @@ def label_reader(path: Path):
 def write_sens(folder: Path, path: Path, name: str, every: int) -> tuple[list[dict], tuple[int, int]]:
     """scene0000_00.sens, and its labels if the zip lies beside it -> what to remember of each frame, (H, W).
 
-    Version 4, little endian: uint32 version; uint64 length, sensor's name; four float32 4x4: intrinsics and extrinsics of colour, then
-    of depth; int32 compression of colour (2 jpeg) and depth (1 zlib); uint32 width and height of colour and of depth; float32 depth units a
-    metre; uint64 frames. A frame: float32 4x4 c2w, two uint64 times, uint64 bytes of colour and of depth, and those bytes.
+    Version 4, little endian: uint32 version; uint64 length, sensor's name; four float32 4x4: intrinsics and extrinsics of colour,
+    then of depth; int32 compression of colour (2 jpeg) and depth (1 zlib); uint32 width and height of colour and of depth; float32
+    depth units a metre; uint64 frames. A frame: float32 4x4 c2w, two uint64 times, uint64 bytes of colour and of depth, and these.
     """
     labels = path.with_name(f"{path.stem}_2d-label-filt.zip")
     read_label = label_reader(labels) if labels.is_file() else None
@@ -510,9 +530,11 @@ def write_sens(folder: Path, path: Path, name: str, every: int) -> tuple[list[di
         K, _, depth_K, _ = np.frombuffer(take(file, 256, "its header"), "<f4").reshape(4, 4, 4).astype(np.float64)
         colour_kind, depth_kind, w, h, dw, dh, shift, count = struct.unpack("<iiIIIIfQ", take(file, 36, "its header"))
         if colour_kind not in (1, 2) or depth_kind not in (0, 1):
-            raise data.DataError(f"{path}: colour or depth is compressed in a way ScanNet does not use ({colour_kind}, {depth_kind}); export it instead")
+            raise data.DataError(f"{path}: colour or depth is compressed in a way ScanNet does not use ({colour_kind}, "
+                                 f"{depth_kind}); download it again")
         if not all(0 < side <= 10_000 for side in (w, h, dw, dh)) or not 0 < shift < 1e6 or not 0 < count <= total // 96:
-            raise data.DataError(f"{path}: sizes of {w}x{h} and {dw}x{dh}, {shift:g} units a metre, {count} frames: damaged; download it again")
+            raise data.DataError(f"{path}: sizes of {w}x{h} and {dw}x{dh}, {shift:g} units a metre, {count} frames: damaged; "
+                                 "download it again")
         for kind, matrix in (("color", K), ("depth", depth_K)):
             if not np.isfinite(matrix).all() or min(matrix[0, 0], matrix[1, 1]) <= 0 or not np.allclose(matrix[2, :3], [0, 0, 1]):
                 raise data.DataError(f"{path}: its {kind} camera is not a pinhole camera; download it again")
@@ -542,7 +564,7 @@ def write_sens(folder: Path, path: Path, name: str, every: int) -> tuple[list[di
             if shift != 1000:                                                 # 01 reads millimetres
                 depth = (depth * (1000 / shift)).round().clip(0, 65535)
             iio.imwrite(folder / "depth" / f"{i}.png", depth.astype(np.uint16), compress_level=1)
-            lost = np.isinf(pose).any() and not np.isnan(pose).any()          # ScanNet's mark of lost tracking: 01 leaves the frame out
+            lost = np.isinf(pose).any() and not np.isnan(pose).any()          # ScanNet's mark of lost tracking; 01 leaves it out
             write_matrix(folder / "pose" / f"{i}.txt", np.full((4, 4), -np.inf) if lost else checked_pose(pose, f"{path}, {where}"))
             if read_label:
                 (folder / "label-filt" / f"{i}.png").write_bytes(read_label(i))
@@ -567,8 +589,8 @@ def copy_label_table(source: Path, out: Path) -> None:
     places = [source.resolve(), *source.resolve().parents[:3]]
     table = next((p / data.LABELS_TSV for p in places if (p / data.LABELS_TSV).is_file()), None)
     if table is None:
-        raise data.DataError(f"{source}: the scan has labels, but there is no {data.LABELS_TSV} beside it or above; get it with ScanNet's "
-                             "download script and --label_map")
+        raise data.DataError(f"{source}: the scan has labels, but there is no {data.LABELS_TSV} beside it or above; get it with "
+                             "ScanNet's download script and --label_map")
     data.read_label_table(table)
     data.write_atomically(out / data.LABELS_TSV, lambda file: file.write(table.read_bytes()))
 
@@ -609,22 +631,24 @@ def import_scene(layout: str, source: Path, folder: Path, every: int, near: floa
         except data.DataError as error:
             raise data.DataError(str(error).replace(str(temporary), str(source))) from None
     splits = {s: sum(f.get("split") == s for f in frames) for s in dict.fromkeys(f.get("split", "") for f in frames) if s}
-    line = (f"{folder}: {len(scene)} frames of {size[1]}x{size[0]}" + f" ({len(frames) - len(scene)} more without a pose)" * (len(frames) > len(scene))
+    lost = len(frames) - len(scene)
+    return (f"{folder}: {len(scene)} frames of {sides(size)}" + f" ({lost} more without a pose)" * (lost > 0)
             + f" ({', '.join(f'{n} {s}' for s, n in splits.items())})" * bool(splits)
             + f", {'' if has['label-filt'] else 'no '}labels, {'' if has['depth'] else 'no '}depth, "
-            + (f"near {near:.4g}, far {far:.4g} ({why}; edit near_far.txt if you know better)" if near else "in metres"))
-    return line + ("" if len(scene) >= 20 else f"\n  only {len(scene)} usable frames: evaluation and fine-tuning take 20")
+            + (f"near {near:.4g}, far {far:.4g} ({why}; edit near_far.txt if you know better)" if near else "in metres")
+            + f"\n  only {len(scene)} usable frames: evaluation and fine-tuning take 20" * (len(scene) < 20))
 
 
 def scene_jobs(layout: str, folders: list[Path]) -> list[tuple[Path, str]]:
-    """What to import and under which name: one scan for each .sens, one for each of Replica's sequences, else one for each folder."""
+    """What to import, under which name: each .sens, each of Replica's sequences, else each folder."""
     jobs = []
     for folder in folders:
         name = re.sub(r"[^\w.-]", "_", folder.resolve().name).lstrip(".") or "scene"
         if layout == "ScanNet download":
             jobs += [(path, path.stem) for path in sorted(folder.glob("*.sens"))]
         elif layout == "Replica for Semantic-NeRF":                           # room_0_01, room_0_02: two scans of one space
-            jobs += [(folder / f"Sequence_{i}", f"{name}_{i:02d}") for i in (1, 2) if (folder / f"Sequence_{i}" / "traj_w_c.txt").is_file()]
+            jobs += [(folder / f"Sequence_{i}", f"{name}_{i:02d}") for i in (1, 2)
+                     if (folder / f"Sequence_{i}" / "traj_w_c.txt").is_file()]
         else:
             jobs.append((folder, name))
     names = [name for _, name in jobs]
@@ -664,14 +688,17 @@ def main() -> None:
         raise data.DataError(f"--near {args.near} --far {args.far}: needs 0 < near < far")
     layout, folders = data.foreign_scenes(source)
     if layout is None:
-        here = source.is_dir() and ((source / "color").is_dir() or any(source.glob("*/color")))
-        raise data.DataError(f"{source}: " + ("ScanNet's export already; use it as it is: python 07_train.py --scene " + shlex.quote(str(source)) if here else
-                             "no layout I know (" + "; ".join(f"{name}: {signs[0]}" for name, signs in data.SIGNS.items()) + ")"))
+        if (source / "color").is_dir() or any(source.glob("*/color")):
+            raise data.DataError(f"{source}: ScanNet's export already; use it as it is: "
+                                 f"python 07_train.py --scene {shlex.quote(str(source))}")
+        known = "; ".join(f"{name}: {signs[0]}" for name, signs in data.SIGNS.items())
+        raise data.DataError(f"{source}: no layout I know ({known}); README, \"Your own data\", has examples")
     every = args.every or EVERY.get(layout, 1)
     jobs = scene_jobs(layout, folders)
     if source.is_file() and layout == "ScanNet download":
         jobs = [job for job in jobs if job[0].name == source.name]
-    print(f"{source}: recognised as {layout}, {len(jobs)} scene{'s' * (len(jobs) > 1)}" + f", one frame in {every}" * (every > 1), flush=True)
+    print(f"{source}: recognised as {layout}, {len(jobs)} scene{'s' * (len(jobs) > 1)}"
+          + f", one frame in {every}" * (every > 1), flush=True)
     own = layout == "Replica for Semantic-NeRF"
     labelled = own or any(p.with_name(f"{p.stem}_2d-label-filt.zip").is_file() for p, _ in jobs if p.is_file())
     if labelled and (out / (data.LABELS_TSV if own else data.CLASSES_CSV)).is_file():
@@ -680,7 +707,8 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         if own:
             write_replica_classes(out)
-            print(f"{out / data.CLASSES_CSV}: {len(REPLICA_CLASSES)} classes, 0 is void: " + ", ".join(f"{i} {n}" for i, n in enumerate(REPLICA_CLASSES, 1)))
+            print(f"{out / data.CLASSES_CSV}: {len(REPLICA_CLASSES)} classes, 0 is void: "
+                  + ", ".join(f"{i} {name}" for i, name in enumerate(REPLICA_CLASSES, 1)))
         elif labelled:
             copy_label_table(jobs[0][0].parent, out)
         for path, name in jobs:
@@ -706,7 +734,8 @@ def check_same(folder: Path, source: Path, layout: str, every: int) -> None:
     except (OSError, ValueError, AttributeError):
         there = {}
     if there != {"source": source.name, "layout": layout, "every": every}:
-        raise data.DataError(f"{folder}: a scene that was not imported from here, or with another --every; delete it or choose another --out")
+        raise data.DataError(f"{folder}: a scene that was not imported from here, or with another --every; delete it or choose "
+                             "another --out")
 
 
 if __name__ == "__main__":
