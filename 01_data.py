@@ -496,10 +496,10 @@ def list_scenes(root: Path) -> list[str]:
         layout, _ = foreign_scenes(root)
         if layout:
             full = Path(root).resolve()
-            name = {"ScanNet download": "scannet", "Replica for Semantic-NeRF": "replica"}.get(layout) or (
-                full if full.is_dir() else full.parent).name
+            name = re.sub(r"[^\w.-]", "_", (full if full.is_dir() else full.parent).name)
+            name = {"ScanNet download": "scannet", "Replica for Semantic-NeRF": "replica"}.get(layout, name)
             raise DataError(f"{root}: another layout ({layout}); import it once, then use --scene data/{name}: "
-                            f"python 12_import.py {shlex.quote(str(root))} --out {shlex.quote(f'data/{name}')}")
+                            f"python 12_import.py {shlex.quote(str(root))} --out data/{name}")
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; --data takes the folder that holds the scene folders")
     names = sorted(p.name for p in Path(root).iterdir() if (p / "color").is_dir() and not p.name.startswith("."))

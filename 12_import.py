@@ -711,12 +711,22 @@ def main() -> None:
                   + ", ".join(f"{i} {name}" for i, name in enumerate(REPLICA_CLASSES, 1)))
         elif labelled:
             copy_label_table(jobs[0][0].parent, out)
+        failed = []
         for path, name in jobs:
             if (out / name).exists():
                 check_same(out / name, path, layout, every)
                 print(f"{out / name}: there already; kept (delete the folder to import it again)")
                 continue
-            print(import_scene(layout, path, out / name, every, args.near, args.far), flush=True)
+            try:
+                print(import_scene(layout, path, out / name, every, args.near, args.far), flush=True)
+            except data.DataError as error:
+                if len(jobs) == 1:
+                    raise
+                failed.append(name)                                           # a night's import does not stop at one bad scan
+                print(f"NOT IMPORTED: {error}", flush=True)
+        if failed:
+            raise data.DataError(f"{len(failed)} of {len(jobs)} scenes were not imported (reasons above): {', '.join(failed[:5])}"
+                                 + ", ..." * (len(failed) > 5) + "; mend or remove them, the same command goes on")
         write_split(layout, out)
     except KeyboardInterrupt:
         raise data.DataError(f"interrupted; whole scenes in {out} stay, and the same command continues") from None
