@@ -4,7 +4,10 @@ A scene is a folder of posed photographs:
 
     <root>/<scene>/color/<i>.jpg  pose/<i>.txt  intrinsic/intrinsic_color.txt  [depth/<i>.png  label-filt/<i>.png]
     <root>/scannetv2-labels.combined.tsv        raw label id -> nyu40 id, needed where there are labels
+    <root>/classes.csv                          instead of it, another label set: id,name,colour (read_classes)
+    <scene>/near_far.txt                        optional: how near and how far the scene is, where it is not a room in metres
 
+(12_import.py turns other layouts into this one.)
 and a training example is one target view of it and V source views around it. Depth is read for evaluation and pictures only:
 no depth sensor is an input of S-Ray.
 
@@ -19,13 +22,14 @@ import csv
 import hashlib
 import os
 import re
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
@@ -40,6 +44,16 @@ CLASSES = [name for _, name, _ in rooms.SCANNET20]            # L = 20
 PALETTE = np.array([colour for _, _, colour in rooms.SCANNET20], np.uint8)
 IGNORE = -1
 LABELS_TSV = "scannetv2-labels.combined.tsv"
+
+
+class Classes(NamedTuple):
+    """A label set: names and colours [red, green, blue] of L classes. A model remembers its own."""
+    names: list[str]
+    colours: list[list[int]]
+
+
+SCANNET = Classes(CLASSES, PALETTE.tolist())
+CLASSES_CSV = "classes.csv"                  # beside the scenes, where their labels are not ScanNet's
 
 
 class DataError(Exception):
@@ -167,22 +181,63 @@ def read_label_table(path: Path) -> np.ndarray:
     return table
 
 
+def read_classes(path: Path) -> tuple[Classes, np.ndarray]:
+    """classes.csv, columns id (the raw label), name, colour (#rrggbb) -> Classes in the file's order, and a table like
+    read_label_table's. Ids that share a name are one class; ids that are not listed are unlabelled. DataError if malformed."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [(int(row["id"]), row["name"].strip(), bytes.fromhex(row["colour"].strip().removeprefix("#")))
+                    for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: not a class list (needs columns id,name,colour like 93,wall,#aec7e8: {error})") from None
+    ids, names = [raw for raw, _, _ in rows], list(dict.fromkeys(name for _, name, _ in rows))
+    if not 1 <= len(names) <= 127 or "" in names or len(set(ids)) < len(ids) or not 0 <= min(ids) <= max(ids) <= 65535:
+        raise DataError(f"{path}: needs 1 to 127 named classes, each id once and from 0 to 65535")
+    if any(len(colour) != 3 for _, _, colour in rows):
+        raise DataError(f"{path}: a colour is six hexadecimal digits, like #aec7e8")
+    table = np.full(max(ids) + 1, IGNORE, np.int8)
+    table[ids] = [names.index(name) for _, name, _ in rows]
+    colours = {name: list(colour) for _, name, colour in reversed(rows)}      # the first of those that share a name
+    return Classes(names, [colours[name] for name in names]), table
+
+
+def other_classes(known: Classes, given: Classes) -> str:
+    """One clause that says how a checkpoint's label set and a scene's differ."""
+    lists = [f"{len(c.names)} classes ({', '.join(c.names[:3])} ...)" for c in (known, given)]
+    return f"the checkpoint knows {lists[0]}, the scenes are labelled with {lists[1]}"
+
+
+def read_near_far(path: Path) -> tuple[float, float] | None:
+    """near_far.txt, two numbers: the nearest and farthest depth worth sampling, in the scene's units. None if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        near, far = (float(x) for x in path.read_text().split())
+    except (ValueError, UnicodeDecodeError):
+        near = far = 0.0
+    if not 0 < near < far < float("inf"):
+        raise DataError(f"{path}: not two numbers 0 < near < far; write them, or remove the file if the scene is in metres")
+    return near, far
+
+
 @dataclass
 class Views:
     """N posed frames. images (N, 3, H, W) in [0, 1]; K (N, 3, 3); c2w (N, 4, 4); labels (N, H, W) int64, IGNORE where
-    unlabelled; depth (N, H, W) metres along z, 0 where unknown (for evaluation and pictures, never an input)."""
+    unlabelled; depth (N, H, W) metres along z, 0 where unknown (for evaluation and pictures, never an input);
+    near_far (N, 2) where the scene has a near_far.txt, else None: the model's own range holds."""
     images: Tensor
     K: Tensor
     c2w: Tensor
     labels: Tensor
     depth: Tensor
+    near_far: Tensor | None = None
 
     def __getitem__(self, index) -> "Views":
-        return Views(*(x[index] for x in vars(self).values()))
+        return Views(*(None if x is None else x[index] for x in vars(self).values()))
 
     def to(self, device) -> "Views":
         """The same views on another device."""
-        return Views(*(x.to(device, non_blocking=True) for x in vars(self).values()))
+        return Views(*(None if x is None else x.to(device, non_blocking=True) for x in vars(self).values()))
 
 
 def write_atomically(path: Path, write: Callable) -> None:
@@ -227,6 +282,7 @@ class Scene:
         self.has_labels = self.labels.is_dir()
         if labels and not self.has_labels:
             raise DataError(f"{self.labels}: no such folder; --labels takes a folder with {self.name}/<frame>.png in it")
+        self.near_far = read_near_far(self.folder / "near_far.txt")
         digest = hashlib.sha1(f"{self.folder.resolve()}{self.labels.resolve() if labels else ''}".encode()).hexdigest()[:10]
         self.cache = Path(cache) / f"{self.name}_{digest}_{height}x{width}"
 
@@ -236,12 +292,20 @@ class Scene:
     @cached_property
     def label_table(self) -> np.ndarray:
         """Raw id -> class index, of the table beside the scene; read when first needed."""
-        return read_label_table(self.folder.parent / LABELS_TSV)
+        path = self.folder.parent / CLASSES_CSV
+        return read_classes(path)[1] if path.is_file() else read_label_table(self.folder.parent / LABELS_TSV)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The label set: classes.csv beside the scene, or ScanNet's 20 classes."""
+        path = self.folder.parent / CLASSES_CSV
+        return read_classes(path)[0] if path.is_file() else SCANNET
 
     @cached_property
     def raw_ids(self) -> np.ndarray:
         """Class index -> a raw id of that class (L,) uint16, 0 (unlabelled) for a class the table does not have."""
-        return np.array([np.argmax(self.label_table == l) * (self.label_table == l).any() for l in range(len(CLASSES))], np.uint16)
+        return np.array([np.argmax(self.label_table == l) * (self.label_table == l).any() for l in range(len(self.classes.names))],
+                        np.uint16)
 
     @cached_property
     def K(self) -> Tensor:
@@ -298,7 +362,8 @@ class Scene:
     def cache_path(self, index: int) -> Path:
         """Where frame `index` is kept decoded: the name carries size and time of its files."""
         frame = self.frames[index]
-        stamp = "".join(f"{p.stat().st_size}.{p.stat().st_mtime_ns};" for p in self.files(frame) if p.exists())
+        sources = [*self.files(frame), self.folder.parent / CLASSES_CSV]
+        stamp = "".join(f"{p.stat().st_size}.{p.stat().st_mtime_ns};" for p in sources if p.exists())
         return self.cache / f"{frame}_{hashlib.sha1(stamp.encode()).hexdigest()[:10]}.npy"
 
     def load(self, index: int) -> np.ndarray:
@@ -325,7 +390,8 @@ class Scene:
         depth = packed[..., 4:].contiguous().view(torch.int16)[..., 0].int() & 0xFFFF            # uint16 has few operations
         return Views(images=packed[..., :3].permute(0, 3, 1, 2).float() / 255,
                      K=self.K.expand(len(indices), 3, 3), c2w=self.c2w[indices],
-                     labels=packed[..., 3].view(torch.int8).long(), depth=depth.float() / 1000)
+                     labels=packed[..., 3].view(torch.int8).long(), depth=depth.float() / 1000,
+                     near_far=torch.tensor(self.near_far).expand(len(indices), 2) if self.near_far else None)
 
 
 # ---------------------------------------------------------------------------------------------------- which views look at what
@@ -341,6 +407,12 @@ def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float =
     return torch.argsort(distance + angle_weight * angle, stable=True)[:count].tolist()
 
 
+def unit(scene: Scene) -> float:
+    """How much of the scene's own unit stands for a metre: 1, or in a scene with near_far.txt its far over 8 (a room's)."""
+    near_far = getattr(scene, "near_far", None)
+    return near_far[1] / 8 if near_far else 1.0
+
+
 def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: int = 12,
                   frames: list[int] | None = None, angle_weight: float = 1.0) -> tuple[int, list[int]]:
     """A random target frame and `views` source frames out of its `pool` nearest; the target is never among them.
@@ -353,7 +425,7 @@ def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: in
                         "leave this scene out or lower --views")
     target = frames[int(torch.randint(len(frames), (), generator=generator))]
     others = [i for i in frames if i != target]
-    near = nearest_views(scene.c2w[target], scene.c2w[others], max(pool, views), angle_weight)
+    near = nearest_views(scene.c2w[target], scene.c2w[others], max(pool, views), angle_weight * unit(scene))
     chosen = torch.randperm(len(near), generator=generator)[:views].tolist()
     sources = [others[near[i]] for i in chosen]
     assert target not in sources
@@ -370,7 +442,7 @@ def protocol(scene: Scene) -> tuple[list[int], list[int], list[int]]:
         raise DataError(f"{scene.folder}: {len(scene)} usable frames, but the protocol takes 20 (8 source, 8 fine-tuning, "
                         "4 test); leave this scene out")
     middle = scene.c2w[len(scene) // 2]
-    twenty = sorted(nearest_views(middle, scene.c2w, 20))
+    twenty = sorted(nearest_views(middle, scene.c2w, 20, unit(scene)))
     test = twenty[2::5]
     rest = [i for i in twenty if i not in test]
     return rest[0::2], rest[1::2], test
@@ -405,8 +477,39 @@ def split_by_space(names: list[str], split_file: Path | None = None) -> tuple[li
     return tuple([n for n in names if part.get(space(n)) == side] for side in ("train", "test"))
 
 
+SIGNS = {   # layout -> what its folders hold; turning it into the one that is read here is 12_import.py's job
+    "Blender / nerfstudio": ["transforms.json", "transforms_*.json"],
+    "LLFF": ["poses_bounds.npy"],
+    "ScanNet download": ["*.sens"],
+    "Replica for Semantic-NeRF": ["Sequence_1/traj_w_c.txt", "Sequence_2/traj_w_c.txt"],
+}
+
+
+def foreign_scenes(path: Path) -> tuple[str | None, list[Path]]:
+    """Is path (a folder, or the telling file in it) somebody else's layout? -> its name in SIGNS, and the scenes' folders: path
+    itself, or those one or two levels below. (None, []) if it is none."""
+    path = Path(path)
+    if path.is_file() and any(path.match(sign) for signs in SIGNS.values() for sign in signs):
+        path = path.parent
+    for below in (".", "*", "*/*"):
+        folders = sorted(p for p in path.glob(below) if p.is_dir() and not p.name.startswith(".")) if below != "." else [path]
+        for layout, signs in SIGNS.items():
+            found = [p for p in folders if any(next(p.glob(sign), None) for sign in signs)]
+            if found:
+                return layout, found
+    return None, []
+
+
 def list_scenes(root: Path) -> list[str]:
     """Names of the scene folders (those with color/) below root, sorted. DataError if there are none."""
+    if not Path(root).is_dir() or not any((p / "color").is_dir() for p in Path(root).iterdir()):
+        layout, _ = foreign_scenes(root)
+        if layout:
+            full = Path(root).resolve()
+            name = re.sub(r"[^\w.-]", "_", (full if full.is_dir() else full.parent).name)
+            name = {"ScanNet download": "scannet", "Replica for Semantic-NeRF": "replica"}.get(layout, name)
+            raise DataError(f"{root}: another layout ({layout}); import it once, then use --scene data/{name}: "
+                            f"python 12_import.py {shlex.quote(str(root))} --out data/{name}")
     if not Path(root).is_dir():
         raise DataError(f"{root}: no such folder; --data takes the folder that holds the scene folders")
     names = sorted(p.name for p in Path(root).iterdir() if (p / "color").is_dir() and not p.name.startswith("."))
@@ -419,7 +522,7 @@ def list_scenes(root: Path) -> list[str]:
 
 @dataclass
 class Dataset:
-    """Where scenes are and which are for what. kind: "rooms" (ours), "scannet", or "path" for somebody's folder."""
+    """Where scenes are and which are for what. kind: "rooms" (ours), "scannet", "replica", or "path" for somebody's folder."""
     kind: str
     root: Path
     train: list[str]
@@ -431,9 +534,10 @@ TEST_ROOM = 9000                              # rooms are numbered by seed; thos
 
 def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int, scenes: list[str] | None = None,
                  split_file: str | None = None, room_size: tuple[int, int] = (240, 320)) -> Dataset:
-    """Resolve --scene rooms | scannet | PATH with --data ROOT and --scenes a,b,c.
+    """Resolve --scene rooms | scannet | replica | PATH with --data ROOT and --scenes a,b,c.
 
     scannet: ROOT or data/scannet; when neither --data nor that folder exists, says so in one loud line and takes rooms.
+    replica: ROOT or data/replica, which 12_import.py writes.
     rooms: made on first use in ROOT or data/rooms, `train_rooms` (0: none are needed) and `test_rooms` of them.
     PATH: a scene folder, or a folder of scenes. `scenes` replaces the training list; the same spaces leave the test list.
     """
@@ -451,7 +555,10 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
         dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in range(train_rooms)],
                           [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)])
     else:
-        root, kind = (Path(data or "data/scannet"), "scannet") if scene == "scannet" else (Path(scene), "path")
+        root, kind = (Path(data or f"data/{scene}"), scene) if scene in ("scannet", "replica") else (Path(scene), "path")
+        if scene == "replica" and not root.is_dir():
+            raise DataError(f"{root}: no Replica here; import your copy (README, \"Your own data\") with: "
+                            f"python 12_import.py FOLDER --out {shlex.quote(str(root))}")
         if kind == "path" and data:
             raise DataError(f"--scene {scene} is a path already; leave out --data {data}")
         if kind == "path" and (root / "color").is_dir():                      # one scene folder
@@ -491,7 +598,8 @@ def main() -> None:
     target, sources = views[8], views[:8]
     print("what the reader returns: eight source views and, last, a target")
     for name, x in vars(views).items():
-        print(f"  {name:8} {str(tuple(x.shape)):20} {str(x.dtype).removeprefix('torch.')}")
+        if x is not None:
+            print(f"  {name:8} {str(tuple(x.shape)):20} {str(x.dtype).removeprefix('torch.')}")
 
     pixels = pixel_grid(240, 320)                                             # (H*W, 2)
     points = unproject(pixels, target.depth.view(-1), target.K, target.c2w)   # (H*W, 3)

@@ -107,16 +107,19 @@ PRESETS = {   # what differs from the paper's sizes; measured choices in README.
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
 }
+REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 changes in the paper preset for Replica
 
 
 # ---------------------------------------------------------------------------------------------------- the model
 
 class Sources(NamedTuple):
-    """A source set, encoded once: features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3), c2w (V, 4, 4)."""
+    """A source set, encoded once: features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3), c2w (V, 4, 4); near_far (V, 2) where the
+    scene knows better than the settings (its near_far.txt), else None."""
     features: Tensor
     images: Tensor
     K: Tensor
     c2w: Tensor
+    near_far: Tensor | None = None
 
 
 def half_precision(config: Config, like: Tensor) -> torch.autocast:
@@ -124,26 +127,32 @@ def half_precision(config: Config, like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, torch.bfloat16, enabled=config.bf16)
 
 
+def depth_range(config: Config, sources: Sources) -> tuple:
+    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'."""
+    return (config.near, config.far) if sources.near_far is None else sources.near_far[0].unbind()
+
+
 class Level(nn.Module):
     """One level's heads: reprojection (Table 8, L20-L22), CRA (Table 9), weight network (Table 10), geometry (Table 11)."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, classes: int = len(data.CLASSES)):
         super().__init__()
         self.config = config
         self.reprojection = reprojection.Reprojection()
         self.geometry = geometry.GeometryNetwork(density=config.density, pooling=config.pooling)
         self.cra = cra.CRA(config.cra, relu=config.cra_relu)
         self.weights = weighting.WeightNetwork(tau=config.tau)
-        self.head = nn.Linear(encoder.CHANNELS, len(data.CLASSES))
+        self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def look(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources, colour: bool) -> tuple:
         """origin (3,), directions (R, 3), depths z (R, S) -> what the views show there: Context, Geometry and the positions to
         embed, None for 0 .. S-1. Without colour: the density alone."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        context = self.reprojection(points, origin, *sources, colour)
+        context = self.reprojection(points, origin, *sources[:4], colour)
         c, index = self.config, None
         if c.position == "depth":
-            index = z.shape[1] * (1 / c.near - 1 / z) / (1 / c.near - 1 / c.far)                  # (R, S) in 0 .. S
+            near, far = depth_range(c, sources)
+            index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
         with half_precision(c, z):
             return context, self.geometry(*context, index), index
 
@@ -163,20 +172,20 @@ class Level(nn.Module):
 class SRay(nn.Module):
     """The whole of S-Ray. encode() once per source set, forward() for any rays of any target camera."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, classes: "data.Classes" = data.SCANNET):
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, classes
         self.encoder = encoder.Encoder(config.encoder_activation)
-        self.coarse, self.fine = Level(config), Level(config)
+        self.coarse, self.fine = Level(config, len(classes.names)), Level(config, len(classes.names))
         if config.compile:
             for level in (self.coarse, self.fine):
                 for module in (level.reprojection, level.geometry, level.cra, level.weights):
                     module.compile()
-        self.source_head = nn.Conv2d(encoder.CHANNELS, len(data.CLASSES), 1)  # for source_loss: a 2D segmenter
+        self.source_head = nn.Conv2d(encoder.CHANNELS, len(classes.names), 1)  # for source_loss: a 2D segmenter
 
     def encode(self, views: "data.Views") -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
-        return Sources(self.features(views.images), views.images, views.K, views.c2w)
+        return Sources(self.features(views.images), views.images, views.K, views.c2w, views.near_far)
 
     def features(self, images: Tensor) -> Tensor:
         """images (V, 3, H, W) -> features (V, C, h, w), float32 whatever the encoder works in."""
@@ -201,11 +210,14 @@ class SRay(nn.Module):
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
         length = directions.norm(dim=-1)                                      # (R,) metres of ray per metre of z
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        z = geometry.coarse_samples(c.near, c.far, len(pixels), c.coarse, c.spacing, first, pixels.device)
+        near, far = depth_range(c, sources)
+        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first, pixels.device)
         result = {}
         for name, level, rendered in (("coarse", self.coarse, not fine_only), ("fine", self.fine, True)):
             context, seen, index = level.look(origin, directions, z, sources, rendered)
-            delta = geometry.sample_lengths(z, c.far, length) if c.use_delta else None
+            delta = geometry.sample_lengths(z, far, length) if c.use_delta else None
+            if delta is not None and sources.near_far is not None:            # in metres, were the scene's far the settings':
+                delta = delta * (c.far / far)                                 # the scene's unit does not matter
             weights = geometry.rendering_weights(seen.sigma, delta)           # (R, S)
             # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
             depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
@@ -260,7 +272,7 @@ def source_view_loss(model: SRay, features: Tensor, labels: Tensor) -> Tensor:
 
 def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) -> None:
     """Atomically write {"model", "config", "step", "optimiser", "run"}; run says which scenes, command and seconds."""
-    state = {"model": model.state_dict(), "config": asdict(model.config), "step": step,
+    state = {"model": model.state_dict(), "config": asdict(model.config), "classes": model.classes._asdict(), "step": step,
              "optimiser": optimiser.state_dict(), "run": run}
     data.write_atomically(path, lambda file: torch.save(state, file))
 
@@ -272,7 +284,8 @@ def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         known = {f.name for f in fields(Config)}
-        model = SRay(Config(**{key: value for key, value in state["config"].items() if key in known}))
+        classes = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
+        model = SRay(Config(**{key: value for key, value in state["config"].items() if key in known}), classes)
         model.load_state_dict(state["model"])
     except Exception as error:                # a damaged zip, a foreign pickle, missing keys, other shapes
         raise data.DataError(f"{path}: not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
@@ -352,7 +365,7 @@ def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generat
     config, V, R = model.config, len(batch.sources.K), len(batch.pixels)
     features = model.features(torch.cat([batch.sources.images, batch.extra_images]))             # (V + E, C, h, w)
     leaf = features.detach().requires_grad_()
-    sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w)
+    sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w, batch.sources.near_far)
     jitter = torch.rand(R, config.coarse + config.fine, generator=generator).to(leaf.device)
     sums: list = [None] * (1 + len(parameters))
     parts: dict = {}
@@ -529,8 +542,8 @@ def free_folder(wanted: str | None, name: str) -> Path:
 def parse_arguments() -> argparse.Namespace:
     """The command line: what to train on and where to write, then one flag for each setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--scene", default="scannet", help="rooms | scannet | PATH of a scene or of a folder of scenes [scannet]")
-    parser.add_argument("--data", help="folder that holds the scene folders [data/scannet, data/rooms]")
+    parser.add_argument("--scene", default="scannet", help="rooms | scannet | replica | PATH of a scene or a folder of them [scannet]")
+    parser.add_argument("--data", help="folder that holds the scene folders [data/scannet, data/replica, data/rooms]")
     parser.add_argument("--preset", choices=PRESETS, help="[paper with CUDA and real data, else laptop]")
     parser.add_argument("--scenes", help="a,b,c: train on these scenes [the training side of the split]")
     parser.add_argument("--split", help="file of lines 'train NAME', 'test NAME' [ROOT/split.txt if there]")
@@ -565,7 +578,7 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
     else:
         real = args.scene != "rooms" and (args.scene != "scannet" or args.data or Path("data/scannet").is_dir())
         name = args.preset or ("paper" if real and torch.cuda.is_available() else "laptop")
-        base = {**asdict(Config()), **PRESETS[name]}
+        base = {**asdict(Config()), **PRESETS[name], **(REPLICA if (name, args.scene) == ("paper", "replica") else {})}
         why = f"preset {name}: " + ("you asked for it" if args.preset else "CUDA and real data" if name == "paper" else
                                     "no real data" if torch.cuda.is_available() else "no CUDA")
     given = {f.name: getattr(args, f.name) for f in fields(Config) if getattr(args, f.name) is not None}
@@ -627,10 +640,21 @@ def main() -> None:
     print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
           flush=True)
 
+    own = [scene.name for scene in scenes if scene.near_far]
+    if own:
+        print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in {len(own)} of them: "
+              + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
+    classes = scenes[0].classes
+    if state:
+        known = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
+        if known.names != classes.names and any(scene.has_labels for scene in scenes):
+            raise data.DataError(f"{run['root']}: {data.other_classes(known, classes)}; start without these weights")
+        classes = known
+
     decode_all(scenes, frames)
 
     torch.manual_seed(config.seed)
-    model = SRay(config)
+    model = SRay(config, classes)
     if state:
         try:
             model.load_state_dict(state["model"])

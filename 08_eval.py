@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-data = import_module("01_data")            # Scene, protocol, nearest_views, CLASSES, PALETTE
+data = import_module("01_data")            # Scene, protocol, nearest_views, Classes
 training = import_module("07_train")       # SRay, load_checkpoint
 
 
@@ -47,8 +47,8 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     return torch.bincount(t * (classes + 1) + p, minlength=classes * (classes + 1)).view(classes, classes + 1)
 
 
-def label_metrics(n: Tensor) -> dict:
-    """Confusion matrix (L, L + 1) -> miou, total_acc, avg_acc in percent and per_class_iou (None where absent in the truth)."""
+def label_metrics(n: Tensor, names: list[str] = data.CLASSES) -> dict:
+    """Confusion matrix (L, L + 1), names -> miou, total_acc, avg_acc in percent and per_class_iou (None where absent in the truth)."""
     n = n.double()
     hit, truth, answered = n.diagonal(), n.sum(1), n[:, :-1].sum(0)
     present = truth > 0
@@ -57,7 +57,7 @@ def label_metrics(n: Tensor) -> dict:
         return {"miou": None, "total_acc": None, "avg_acc": None, "per_class_iou": None}
     return {"miou": 100 * iou[present].mean().item(), "total_acc": 100 * (hit.sum() / truth.sum()).item(),
             "avg_acc": 100 * (hit / truth.clamp(min=1))[present].mean().item(),
-            "per_class_iou": {name: 100 * iou[l].item() if present[l] else None for l, name in enumerate(data.CLASSES)}}
+            "per_class_iou": {name: 100 * iou[l].item() if present[l] else None for l, name in enumerate(names)}}
 
 
 def psnr(image: Tensor, truth: Tensor) -> float:
@@ -102,44 +102,47 @@ def depth_abs_rel(depth: Tensor, truth: Tensor) -> float | None:
 
 # ---------------------------------------------------------------------------------------------------- pictures
 
-def colour_labels(labels: Tensor) -> np.ndarray:
-    """Labels (H, W) -> ScanNet's colours (H, W, 3) uint8, black where unlabelled."""
-    palette = np.concatenate([data.PALETTE, np.zeros((1, 3), np.uint8)])      # IGNORE = -1 is the last row
+def colour_labels(labels: Tensor, classes: "data.Classes" = data.SCANNET) -> np.ndarray:
+    """Labels (H, W) -> their colours (H, W, 3) uint8, black where unlabelled."""
+    palette = np.array([*classes.colours, [0, 0, 0]], np.uint8)               # IGNORE = -1 is the last row
     return palette[labels.cpu().numpy()]
 
 
-def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool) -> None:
-    """Up to four test views (columns): colour, labels and depth, ours above the truth, with the legend of ScanNet-20."""
+def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool, classes: "data.Classes" = data.SCANNET,
+                     semantic: bool = True) -> None:
+    """Up to four test views (columns): colour, labels and depth, ours above the truth where there is one, with a legend.
+    semantic: our labels are worth a look where there are no true ones (the model was trained on labels)."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
     shots = shots[:4]
-    rows = ["colour"] + ["labels"] * has_labels + ["depth"] * any((s["true_depth"] > 0).any() for s in shots)
+    has_depth = any((s["true_depth"] > 0).any() for s in shots)
+    rows = [(name, who) for name, known in (("colour", True), ("labels", has_labels), ("depth", has_depth))
+            for who in ["ours"] * (known or name != "labels" or semantic) + ["truth"] * known]
     h, w = shots[0]["truth"].shape[:2]
-    figure, axes = plt.subplots(2 * len(rows), len(shots), squeeze=False, layout="constrained",
-                                figsize=(3.2 * len(shots) + 1.2, 2 * len(rows) * 3.2 * h / w + 1.6))
+    figure, axes = plt.subplots(len(rows), len(shots), squeeze=False, layout="constrained",
+                                figsize=(3.2 * len(shots) + 1.2, len(rows) * 3.2 * h / w + 1.6))
     for column, shot in enumerate(shots):
-        far = float(max(shot["true_depth"].max(), 1e-3))
+        far = float(max((shot["true_depth"] if has_depth else shot["depth"]).max(), 1e-3))
         pictures = {"colour": (shot["colour"].clamp(0, 1), shot["truth"], {}),
-                    "labels": (colour_labels(shot["labels"]), colour_labels(shot["true_labels"]), {}),
+                    "labels": (colour_labels(shot["labels"], classes), colour_labels(shot["true_labels"], classes), {}),
                     "depth": (shot["depth"], shot["true_depth"], dict(cmap="viridis", vmin=0, vmax=far))}
-        for row, name in enumerate(rows):
+        for axis, (name, who) in zip(axes[:, column], rows):
             ours, truth, options = pictures[name]
-            for axis, picture, who in ((axes[2 * row, column], ours, "ours"), (axes[2 * row + 1, column], truth, "truth")):
-                image = axis.imshow(picture, **options)
-                axis.set(xticks=[], yticks=[])
-                if column == 0:
-                    axis.set_ylabel(f"{name}\n{who}")
-                if name == "depth" and column == len(shots) - 1:
-                    figure.colorbar(image, ax=axis, label="m", shrink=0.8)
+            image = axis.imshow(ours if who == "ours" else truth, **options)
+            axis.set(xticks=[], yticks=[])
+            if column == 0:
+                axis.set_ylabel(f"{name}\n{who}")
+            if name == "depth" and column == len(shots) - 1:
+                figure.colorbar(image, ax=axis, label="m" if has_depth else "scene units", shrink=0.8)
         axes[0, column].set_title(f"test view {shot['frame']}: {shot['psnr']:.1f} dB"
                                   + (f", {shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""), fontsize=9)
-    if has_labels:
-        seen = {int(l) for s in shots for x in ("labels", "true_labels") for l in s[x].unique() if l >= 0}
-        figure.legend(handles=[Patch(color=data.PALETTE[l] / 255, label=data.CLASSES[l]) for l in sorted(seen)],
-                      loc="outside lower center", ncols=7, fontsize=8, frameon=False)
+    shown = ["labels", "true_labels"] if ("labels", "ours") in rows else []
+    seen = {int(l) for s in shots for x in shown for l in s[x].unique() if l >= 0}
+    figure.legend(handles=[Patch(color=np.array(classes.colours[l]) / 255, label=classes.names[l]) for l in sorted(seen)],
+                  loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
@@ -165,7 +168,8 @@ def spread(items: list[int], count: int) -> list[int]:
 def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None) -> dict:
     """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out. lpips:
     lpips_metric's function, or None to leave it out."""
-    L, config = len(data.CLASSES), model.config
+    classes, config = model.classes, model.config
+    L = len(classes.names)
     model.to(device).eval()
     pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
     pooled, copied = torch.zeros(L, L + 1, dtype=torch.int64), torch.zeros(L, L + 1, dtype=torch.int64)
@@ -176,19 +180,23 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8,
             source_ids, (_, _, test_ids) = source_views(scene, views), data.protocol(scene)
             assert not set(source_ids) & set(test_ids), "a test view among the sources"
             sources, shots = scene.views(source_ids), []
+            comparable = scene.has_labels and scene.classes.names == classes.names
             encoded = model.encode(sources.to(device))                        # once per source set
             for index in test_ids:
                 truth = scene.views([index])[0]
+                if not comparable:                                            # other classes: main() has said so
+                    truth.labels.fill_(data.IGNORE)
                 start = time.perf_counter()
                 got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
                 got = {key: value.cpu() for key, value in got.items()}
                 seconds = time.perf_counter() - start
-                near = sources[data.nearest_views(truth.c2w, sources.c2w, 1)[0]]                  # the baseline: copy the nearest source
+                nearest = data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]
+                near = sources[nearest]                                       # the baseline: copy the nearest source
                 labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
                 n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
                 pooled += n
                 copied += confusion_matrix(near.labels.flatten(), truth.labels.flatten(), L)
-                shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n)["miou"],
+                shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n, classes.names)["miou"],
                               "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target),
                               "lpips": lpips(got["colour"], target) if lpips else None,
                               "depth_abs_rel": depth_abs_rel(got["depth"], truth.depth), "seconds": seconds,
@@ -196,25 +204,30 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8,
                               "colour": got["colour"], "depth": got["depth"], "labels": labels, "truth": target,
                               "true_depth": truth.depth, "true_labels": truth.labels})
                 bar.update()
-            evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", shots, scene.has_labels)
+            evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", shots, comparable, classes,
+                             config.lambda1 > 0)
             images += [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in shots]
 
     def mean(key: str) -> float | None:
         """Over the images that have it."""
         values = [image[key] for image in images if image[key] is not None]
         return sum(values) / len(values) if values else None
-    return {**label_metrics(pooled), "miou_per_image": mean("miou"), "psnr": mean("psnr"), "ssim": mean("ssim"), "lpips": mean("lpips"),
+    return {**label_metrics(pooled, classes.names), "miou_per_image": mean("miou"), "psnr": mean("psnr"), "ssim": mean("ssim"),
+            "lpips": mean("lpips"),
             "depth_abs_rel": mean("depth_abs_rel"), "seconds_per_image": mean("seconds"),
-            "baseline_copy_nearest": {"psnr": mean("copy_psnr"), "miou": label_metrics(copied)["miou"]},
+            "baseline_copy_nearest": {"psnr": mean("copy_psnr"), "miou": label_metrics(copied, classes.names)["miou"]},
             "confusion": pooled.tolist(), "images": images}
 
 
 def write_pseudo_labels(model, scenes: list, device, out: Path) -> dict:
     """The 2D segmenter's labels of each scene's source and fine-tuning views -> out/SCENE/FRAME.png in raw ids and at the size of
     the colour image, as label-filt; and its label metrics on those views, against the scenes' own labels."""
-    L, n = len(data.CLASSES), torch.zeros(len(data.CLASSES), len(data.CLASSES) + 1, dtype=torch.int64)
+    L = len(model.classes.names)
+    n = torch.zeros(L, L + 1, dtype=torch.int64)
     model.to(device).eval()
     for scene in scenes:
+        if scene.classes.names != model.classes.names:
+            raise data.DataError(f"{scene.folder}: {data.other_classes(model.classes, scene.classes)}; no pseudo labels for it")
         source, tune, _ = data.protocol(scene)
         for index in tqdm(sorted(source + tune), desc=f"segmenting {scene.name}", unit="view", leave=False):
             view = scene.views([index])
@@ -224,7 +237,7 @@ def write_pseudo_labels(model, scenes: list, device, out: Path) -> dict:
             h, w = data.read_image(scene.files(scene.frames[index])[0]).shape[:2]
             raw = scene.raw_ids[labels.numpy()][data.nearest_pixels(h, labels.shape[0])[:, None], data.nearest_pixels(w, labels.shape[1])]
             data.write_atomically(out / scene.name / f"{scene.frames[index]}.png", lambda file: iio.imwrite(file, raw, extension=".png"))
-    return label_metrics(n)
+    return label_metrics(n, model.classes.names)
 
 
 def print_table(metrics: dict, who: str = "S-Ray") -> None:
@@ -236,7 +249,7 @@ def print_table(metrics: dict, who: str = "S-Ray") -> None:
         for i in range(0, len(present), 4):
             print("  " + "".join(f"{name:>15} {iou:5.1f}" for name, iou in present[i:i + 4]))
     else:
-        print("\nno labels in these scenes: colour (and depth, where there is some) only")
+        print("\nno labels to compare with: colour (and depth, where there is some) only")
     columns = {"mIoU": "miou", "total acc": "total_acc", "avg acc": "avg_acc", "mIoU/image": "miou_per_image", "PSNR": "psnr",
                "SSIM": "ssim", "depth rel": "depth_abs_rel"}
     print(f"\n{'':24}" + "".join(f"{name:>11}" for name in columns))
@@ -249,7 +262,7 @@ def print_table(metrics: dict, who: str = "S-Ray") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="written by 07_train.py")
-    parser.add_argument("--scene", default=None, help="rooms | scannet | PATH [what the run kept for testing]")
+    parser.add_argument("--scene", default=None, help="rooms | scannet | replica | PATH [what the run kept for testing]")
     parser.add_argument("--data", default=None, help="folder that holds the scene folders")
     parser.add_argument("--scenes", default=None, help="a,b,c: evaluate on these")
     parser.add_argument("--split", default=None, help="file of lines 'train NAME', 'test NAME'")
@@ -292,10 +305,17 @@ def main() -> None:
         truth = "no labels to compare with" if found["miou"] is None else f"mIoU {found['miou']:.2f}, total accuracy {found['total_acc']:.2f}"
         print(f"pseudo labels in {args.pseudo_labels}; on these views: {truth}")
         return
+    for scene in loaded:
+        if scene.near_far:
+            print(f"{scene.name}: samples from {scene.near_far[0]:g} to {scene.near_far[1]:g} (its near_far.txt)")
+    strange = [scene for scene in loaded if scene.has_labels and scene.classes.names != model.classes.names]
+    if strange:
+        print(f"LABELS ARE NOT COMPARED: {data.other_classes(model.classes, strange[0].classes)}; colour and depth are")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     device = training.pick_device(args.device)
     metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None)
-    metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,
+    metrics |= {"classes": model.classes.names, "data": kind,
+                "views": {"source": args.views, "test": 4, "images": len(metrics["images"])},
                 "scenes": scenes, "scenes_seen_in_training": seen, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),

@@ -116,7 +116,7 @@ class SemanticNeRF(nn.Module):
 
     def __init__(self, config: Config, centre: Tensor, scale: float):
         super().__init__()
-        self.config = config
+        self.config, self.classes = config, data.SCANNET
         self.coarse, self.fine = Field(config), Field(config)
         self.register_buffer("centre", centre.clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
@@ -235,6 +235,9 @@ def main() -> None:
     out = training.free_folder(args.out, f"nerf-{scene.name}")
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
+    if scene.has_labels and scene.classes != data.SCANNET:
+        raise data.DataError(f"{scene.folder}: labelled with {len(scene.classes.names)} classes of its own (classes.csv); this "
+                             "baseline knows ScanNet's 20")
     views = data.Scene(Path(args.scene), config.height, config.width, Path(args.cache), labels=args.labels).views(sorted(source + tune))
     model = new_model(views, config)
     print(f"{scene.name}: trained on {len(views.K)} views of {config.width}x{config.height}, evaluated on {len(test)} others; "

@@ -500,8 +500,8 @@ def consistency(labels: list[Tensor], views) -> tuple[int, int]:
 
 def measure_beyond(checkpoint: Path, segmenter: Path) -> dict[str, dict]:
     """The rows of `beyond` for one training: name -> label metrics, psnr (None without colour), consistency in percent."""
-    L = len(data.CLASSES)
     model, state = training.load_checkpoint(checkpoint)
+    L = len(model.classes.names)
     alone, _ = training.load_checkpoint(segmenter)
     model.eval(), alone.eval()
     c, run = model.config, state["run"]
