@@ -20,6 +20,7 @@ Test:  pytest tests/test_00_rooms.py
 """
 import argparse
 import colorsys
+import contextlib
 import csv
 import json
 import multiprocessing
@@ -923,8 +924,9 @@ def make_rooms(root, seeds, frames=24, width=320, height=240, workers=None):
     root.mkdir(parents=True, exist_ok=True)
     _write_table(root / "scannetv2-labels.combined.tsv")
     for part in root.glob(".room*.*"):  # of writers that were killed
-        if time.time() - part.stat().st_mtime > 3600:
-            shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # or just finished
+            if time.time() - part.stat().st_mtime > 3600:
+                shutil.rmtree(part, ignore_errors=True)
     jobs, names = [], []
     for seed in seeds:
         names.append(f"room{seed:04d}_00")

@@ -179,7 +179,7 @@ def read_pose(path: Path) -> np.ndarray | None:
 
 
 def read_intrinsics(path: Path) -> Tensor:
-    """intrinsic_{color,depth}.txt -> K (3, 3) float32. DataError unless focal lengths are positive and all is finite and in reason."""
+    """intrinsic_{color,depth}.txt -> K (3, 3) float32. DataError unless focal lengths are positive and all is finite."""
     K = read_matrix(path)[:3, :3]
     if not (np.isfinite(K).all() and (1e-2 < K.diagonal()).all() and np.abs(K).max() < 1e6 and K[1, 0] == 0
             and np.allclose(K[2], [0, 0, 1])):
@@ -260,9 +260,9 @@ class Scene:
     """One scene folder, its frames at height x width. Reads poses now, frames when asked (`load`), decoded once.
 
     frames: the file numbers with a pose, in numeric order (ScanNet writes -inf where tracking was lost), every `every`-th of
-    them; a frame that cannot be read is left out and said so, while there are few (`skip`). c2w (N, 4, 4), K (3, 3) at height x width. Decoded frames go to `cache` as uint8 colour, int8 label and
-    uint16 depth (6 bytes a pixel), under a name that carries size and modification time of the sources, so a changed file
-    is decoded again.
+    them; a frame that cannot be read is left out, while there are few (`skip`). c2w (N, 4, 4), K (3, 3) at height x width.
+    Decoded frames go to `cache` as uint8 colour, int8 label and uint16 depth (6 bytes a pixel), under a name that carries size
+    and modification time of the sources, so a changed file is decoded again.
     """
 
     def __init__(self, folder: Path, height: int, width: int, cache: Path = Path("cache"), every: int = 1):
@@ -306,7 +306,8 @@ class Scene:
             few = f"of {self.total} frames none is skipped" if self.total < 100 else \
                 f"{len(self.skipped)} of {self.total} frames cannot be read, more than 1%"
             raise DataError(f"{error} ({few})")
-        print(f"skipped: {error} ({len(self.skipped)} of {self.total} frames of {self.name}, at most {self.total // 100})", flush=True)
+        print(f"skipped: {error} (so far {len(self.skipped)} of {self.name}'s {self.total} frames, at most {self.total // 100})",
+              flush=True)
 
     def attempt(self, index: int) -> FrameError | None:
         """Decode frame `index` into the cache, unless it is there -> None, or what is wrong with the frame."""
@@ -358,7 +359,8 @@ class Scene:
             raise FrameError(f"{color_path}: not a colour image; export it again")
         h, w = color.shape[:2]
         if (h, w) != self.size:
-            raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images have {self.size[1]}x{self.size[0]}; export it again")
+            raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images are {self.size[1]}x{self.size[0]}; export it "
+                             "again")
         packed = np.zeros((self.height, self.width, 6), np.uint8)
         packed[..., :3] = resize_image(color[..., :3], self.height, self.width)
 
