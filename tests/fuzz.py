@@ -230,11 +230,6 @@ def run(first: int, cases: int, seed: int = 0, real: int = 20, verbose: bool = F
         model = training.SRay(training.Config(**TINY))
         training.save_checkpoint(folder / "tiny.pt", model, torch.optim.Adam(model.parameters()), 1, {
             "data": "path", "root": str(folder), "train": [], "test": [], "seconds": 0.0, "command": "-", "finetuned": False})
-        shutil.copy(folder / "tiny.pt", folder / "good")                      # beside the scene that is read first
-        (folder / "good").rename(folder / "good_")
-        (folder / "good").mkdir()
-        (folder / "good_" / "scans").rename(folder / "good" / "scans")
-        shutil.rmtree(folder / "good_")
         while first < last:
             process = subprocess.Popen([sys.executable, __file__, "--worker", "--folder", str(folder), "--first", str(first), "--cases",
                                         str(last - first), "--seed", str(seed), "--real", str(real)], stdout=subprocess.PIPE, text=True,

@@ -52,11 +52,12 @@ class Fork:
     """The same main() in a process forked off one that has imported PyTorch already, which saves seconds a start (for pytest)."""
     context = None
 
-    def __init__(self, arguments: list[str], cwd: Path):
+    def __init__(self, arguments: list[str], cwd: Path, script: str = "07_train.py", **environment: str):
         if Fork.context is None:
             Fork.context = multiprocessing.get_context("forkserver")
-            Fork.context.set_forkserver_preload(["kill", "07_train"])
-        self.process = Fork.context.Process(target=run_main, args=(arguments, cwd))
+            Fork.context.set_forkserver_preload(["kill", "08_eval"])
+            os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), str(REPO / "tests")])          # for the server to find these
+        self.process = Fork.context.Process(target=run_main, args=([str(a) for a in arguments], cwd, script, environment))
         self.process.start()
 
     def wait(self, seconds: float | None = None) -> int | None:
@@ -70,15 +71,16 @@ class Fork:
         self.process.join()
 
 
-def run_main(arguments: list[str], cwd: Path) -> None:
-    """07_train.py's main() in this process, its output in cwd/output.txt."""
+def run_main(arguments: list[str], cwd: Path, script: str, environment: dict[str, str]) -> None:
+    """A script's main() in this process, one thread, its output in cwd/output.txt."""
     import torch
     torch.set_num_threads(1)
+    os.environ.update(environment)
     os.chdir(cwd)
     log = os.open("output.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1), os.dup2(log, 2)
-    sys.argv = ["07_train.py", *arguments]
-    import_module("01_data").run_script(import_module("07_train").main)
+    sys.argv = [script, *arguments]
+    import_module("01_data").run_script(import_module(script.removesuffix(".py")).main)
 
 
 def result(run: Path) -> dict:
