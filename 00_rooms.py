@@ -26,6 +26,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -942,7 +943,8 @@ def make_rooms(root, seeds, frames=24, width=320, height=240, workers=None):
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: one thread each
     try:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends this process, and it ends them
+        with multiprocessing.get_context("spawn").Pool(workers, signal.signal, quiet) as pool:
             for _ in bar_(pool.imap_unordered(work, jobs)):
                 pass
     finally:

@@ -171,8 +171,8 @@ def read_pose(path: Path) -> np.ndarray | None:
     if np.isneginf(pose[:3]).all():
         return None
     R = pose[:3, :3]
-    if not (np.isfinite(pose).all() and np.abs(pose).max() < 1e5 and np.allclose(R.T @ R, np.eye(3), atol=1e-2)
-            and np.linalg.det(R) > 0 and np.allclose(pose[3], [0, 0, 0, 1])):
+    if not (np.isfinite(pose).all() and np.abs(pose).max() < 1e5 and np.abs(R.T @ R - np.eye(3)).max() < 1e-2
+            and np.linalg.det(R) > 0 and np.abs(pose[3] - [0, 0, 0, 1]).max() < 1e-4):
         raise DataError(f"{path}: not a camera's pose (finite, a rotation without scale or mirror, metres, last row 0 0 0 1); "
                         "export it again")
     return pose

@@ -347,6 +347,7 @@ class Handover(nn.Module):
         self.model = model
 
     def forward(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        """The sum whose gradient is known."""
         return sum((p * g).sum() for p, g in zip(parameters, gradients))
 
     @staticmethod
@@ -683,7 +684,7 @@ def lock_folder(out: Path):
 
 
 def free_folder(wanted: str | None, name: str) -> tuple[Path, object]:
-    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a run, and its lock, to be kept. DataError if --out has a run already."""
+    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a run, and its lock, to be kept. DataError if --out has a run."""
     for count in itertools.count(1):
         out = Path(wanted or Path("runs") / (name if count == 1 else f"{name}-{count}"))
         taken = (out / "checkpoint.pt").exists() if wanted else out.exists() and any(p.name != ".lock" for p in out.iterdir())
@@ -702,13 +703,13 @@ def not_free(out: Path) -> data.DataError:
 
 
 def folder_to_resume(wanted: str | None, rank: int = 0) -> tuple[Path, object]:
-    """--out with --resume: the folder of a run and, for rank 0, its lock, to be kept. DataError if there is no run, or it is running."""
+    """--out with --resume: the folder of a run and, for rank 0, its lock, to be kept. DataError if there is none, or it is on."""
     if not wanted:
         raise data.DataError("--resume continues the run in --out; name that folder")
     out = Path(wanted)
     if not (out / "checkpoint.pt").exists():
-        raise data.DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step starts again with the "
-                             "command that started it")
+        raise data.DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step starts again with "
+                             "the command that started it")
     if rank:
         return out, None
     lock = lock_folder(out)

@@ -256,7 +256,7 @@ def main() -> None:
         raise data.DataError(f"--views {args.views}: the protocol has 8 source and 8 fine-tuning views; give 1 to 16")
     start = time.time()
     training.prepare_cpu()
-    rank, _ = training.join_processes()
+    rank, world = training.join_processes()
     model, state = training.load_checkpoint(args.checkpoint)
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
@@ -283,6 +283,8 @@ def main() -> None:
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
+    if world > 1:
+        torch.distributed.destroy_process_group()
     if rank:
         return
     metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,

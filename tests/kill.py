@@ -22,6 +22,9 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+import torch
+import torch._dynamo                                             # which the first Adam imports: what is loaded here, a Fork has at once
+
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 FLAGS = ["--preset", "smoke", "--steps", "9", "--save-every", "2", "--rays", "8", "--coarse", "4", "--fine", "4", "--device", "cpu"]
@@ -73,7 +76,6 @@ class Fork:
 
 def run_main(arguments: list[str], cwd: Path, script: str, environment: dict[str, str]) -> None:
     """A script's main() in this process, one thread, its output in cwd/output.txt."""
-    import torch
     torch.set_num_threads(1)
     os.environ.update(environment)
     os.chdir(cwd)
@@ -85,7 +87,6 @@ def run_main(arguments: list[str], cwd: Path, script: str, environment: dict[str
 
 def result(run: Path) -> dict:
     """All that a run must end with: tensors as bytes, the log without its seconds, the metrics without times and names."""
-    import torch
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     moments = state["optimiser"]["state"]
     metrics = {}
