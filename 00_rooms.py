@@ -20,11 +20,13 @@ Test:  pytest tests/test_00_rooms.py
 """
 import argparse
 import colorsys
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -847,15 +849,33 @@ def _settings(seed, frames, width, height):
 
 
 def write_room(root, name, seed, frames=24, width=320, height=240):
-    """Write room `seed` as `<root>/<name>`, laid out as a ScanNet export; the folder appears whole or not at all."""
-    temporary = Path(root) / f".{name}.{os.getpid()}.tmp"
+    """Write room `seed` as `<root>/<name>`, laid out as a ScanNet export; the folder appears whole or not at all. Where another
+    process has made it meanwhile, its room stays."""
+    target = Path(root) / name
+    temporary, old = (target.with_name(f".{name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
         _write_scene(temporary, seed, frames, width, height)
-        shutil.rmtree(Path(root) / name, ignore_errors=True)
-        os.replace(temporary, Path(root) / name)
+        if not _is_there(target, _settings(seed, frames, width, height)):
+            if target.exists():
+                os.rename(target, old)  # away in one move, deleted afterwards: no half-deleted room under this name either
+            try:
+                os.rename(temporary, target)
+            except OSError:
+                if not target.is_dir():
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return name
+
+
+def _is_there(folder, want):
+    """Has somebody written this room with these settings? room.json is the last file of a room."""
+    try:
+        have = json.loads((folder / "room.json").read_text())
+        return {key: have.get(key) for key in want} == want
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _write_scene(folder, seed, frames, width, height):
@@ -904,15 +924,14 @@ def make_rooms(root, seeds, frames=24, width=320, height=240, workers=None):
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     _write_table(root / "scannetv2-labels.combined.tsv")
+    for part in root.glob(".room*.*"):  # of writers that were killed
+        with contextlib.suppress(OSError):  # or just finished
+            if time.time() - part.stat().st_mtime > 3600:
+                shutil.rmtree(part, ignore_errors=True)
     jobs, names = [], []
     for seed in seeds:
         names.append(f"room{seed:04d}_00")
-        try:
-            have = json.loads((root / names[-1] / "room.json").read_text())
-        except (OSError, ValueError):
-            have = {}
-        want = _settings(seed, frames, width, height)
-        if {k: have.get(k) for k in want} != want:
+        if not _is_there(root / names[-1], _settings(seed, frames, width, height)):
             jobs.append((names[-1], seed))
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     work = partial(_job, root=str(root), frames=frames, width=width, height=height)
@@ -924,7 +943,8 @@ def make_rooms(root, seeds, frames=24, width=320, height=240, workers=None):
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers: one thread each
     try:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        quiet = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends this process, and it ends them
+        with multiprocessing.get_context("spawn").Pool(workers, signal.signal, quiet) as pool:
             for _ in bar_(pool.imap_unordered(work, jobs)):
                 pass
     finally:

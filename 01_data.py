@@ -20,6 +20,7 @@ Run: python 01_data.py     Test: pytest tests/test_01_data.py
 """
 import csv
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Callable, NamedTuple
 
 import imageio.v3 as iio
@@ -38,6 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 rooms = import_module("00_rooms")            # SCANNET20 (id, name, colour); make_rooms, when there is no data at all
+
+MAX_PIXELS = 2 ** 25                          # 8192x4096: an image that claims to be larger is refused before it is decoded
 
 NYU40_IDS = [nyu40 for nyu40, _, _ in rooms.SCANNET20]
 CLASSES = [name for _, name, _ in rooms.SCANNET20]            # L = 20
@@ -60,13 +63,24 @@ class DataError(Exception):
     """Bad input. The message is one line: which file, what is wrong, what to do. Scripts print it and exit with status 2."""
 
 
+class FrameError(DataError):
+    """One frame cannot be read. A scene skips few of them (Scene.skip)."""
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main(); a DataError ends it with one clear line and status 2."""
+    """Run a script's main(); bad input, or a folder that cannot be read or written, ends it with one clear line and status 2."""
     try:
         main()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:                  # a full disk, a folder without permission; files are written whole or not at all
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; make room, or name another folder (--out, --cache, "
+              "--data), and type the command again", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted; type the command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 # ---------------------------------------------------------------------------------------------------- cameras and rays
@@ -121,33 +135,69 @@ def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------- reading one frame
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode a jpg or png as it is on disk. DataError if missing, truncated or not an image."""
+    """Decode a jpg or png as it is on disk. FrameError if missing, damaged, of another kind, or larger than MAX_PIXELS."""
+    if not path.is_file():                    # nor is a pipe or a device one, which might never end
+        raise FrameError(f"{path}: no such file; export the frame again or remove its pose")
     try:
-        return iio.imread(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; export the frame again or remove its pose") from None
+        with open(path, "rb") as file:
+            if not file.read(4).startswith((b"\xff\xd8\xff", b"\x89PNG")):
+                raise ValueError("neither jpg nor png")
+        with iio.imopen(path, "r", plugin="pillow") as file:
+            height, width = file.properties(index=0).shape[:2]                # from the header alone
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"claims to be {width}x{height}, more than {MAX_PIXELS:,} pixels")
+            return file.read(index=0)
     except Exception as error:                # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        raise DataError(f"{path}: cannot be decoded ({str(error).splitlines()[0]}); copy or export it again") from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FrameError(f"{path}: cannot be decoded ({reason}); copy or export it again") from None
+
+
+def read_text(path: Path, limit: int, missing: str) -> str:
+    """A text file of at most `limit` bytes. DataError otherwise; `missing` says what to do where there is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; {missing}")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError(f"longer than {limit:,} bytes")
+        return content.decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from None
 
 
 def read_matrix(path: Path) -> np.ndarray:
     """A 4x4 matrix of numbers in text, as poses and intrinsics are written: (4, 4) float64, -inf and nan kept."""
+    text = read_text(path, 10_000, "a ScanNet export has one")
     try:
-        matrix = np.array([[float(x) for x in line.split()] for line in path.read_text().split("\n") if line.strip()])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a ScanNet export has one") from None
-    except (ValueError, UnicodeDecodeError):
+        matrix = np.array([[float(x) for x in line.split()] for line in text.split("\n") if line.strip()])
+    except ValueError:
         raise DataError(f"{path}: not a 4x4 matrix of numbers; export it again") from None
     if matrix.shape != (4, 4):
         raise DataError(f"{path}: holds {matrix.shape} numbers instead of 4x4; export it again")
     return matrix
 
 
+def read_pose(path: Path) -> np.ndarray | None:
+    """A camera-to-world pose (4, 4) float64; None where tracking was lost, which ScanNet writes as -inf. DataError unless it is a
+    rotation and a place, nothing else: no NaN, no scale, no mirror, last row 0 0 0 1."""
+    pose = read_matrix(path)
+    if np.isneginf(pose[:3]).all():
+        return None
+    R = pose[:3, :3]
+    if not (np.isfinite(pose).all() and np.abs(pose).max() < 1e5 and np.abs(R.T @ R - np.eye(3)).max() < 1e-2
+            and np.linalg.det(R) > 0 and np.abs(pose[3] - [0, 0, 0, 1]).max() < 1e-4):
+        raise DataError(f"{path}: not a camera's pose (finite, a rotation without scale or mirror, metres, last row 0 0 0 1); "
+                        "export it again")
+    return pose
+
+
 def read_intrinsics(path: Path) -> Tensor:
     """intrinsic_{color,depth}.txt -> K (3, 3) float32. DataError unless focal lengths are positive and all is finite."""
     K = read_matrix(path)[:3, :3]
-    if not np.isfinite(K).all() or K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1]):
-        raise DataError(f"{path}: not a pinhole camera (finite, positive focal lengths, last row 0 0 1); export it again")
+    if not (np.isfinite(K).all() and (1e-2 < K.diagonal()).all() and np.abs(K).max() < 1e6 and K[1, 0] == 0
+            and np.allclose(K[2], [0, 0, 1])):
+        raise DataError(f"{path}: not a pinhole camera (finite, positive focal lengths in pixels, last row 0 0 1); export it again")
     return torch.tensor(K, dtype=torch.float32)
 
 
@@ -167,16 +217,17 @@ def nearest_pixels(new: int, old: int) -> np.ndarray:
 
 def read_label_table(path: Path) -> np.ndarray:
     """scannetv2-labels.combined.tsv -> table (max raw id + 1,) int8: raw id -> index into CLASSES, IGNORE elsewhere."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file, but the scenes have labels; ScanNet's download script brings it")
+    text = read_text(path, 10_000_000, "the scenes have labels, which need it; ScanNet's download script brings it")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            pairs = [(int(row["id"]), int(row["nyu40id"])) for row in csv.DictReader(file, delimiter="\t") if row["nyu40id"]]
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t")
+        pairs = [(int(row["id"]), int(row["nyu40id"])) for row in rows if row["nyu40id"]]
+        if not all(0 <= raw < 2 ** 16 for raw, _ in pairs):
+            raise ValueError("an id that no label image can hold")
         table = np.full(max(raw for raw, _ in pairs) + 1, IGNORE, np.int8)
         for raw, nyu40 in pairs:
             if nyu40 in NYU40_IDS:
                 table[raw] = NYU40_IDS.index(nyu40)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, csv.Error) as error:
         raise DataError(f"{path}: not ScanNet's label table (needs columns id and nyu40id of numbers: {error})") from None
     return table
 
@@ -241,15 +292,20 @@ class Views:
 
 
 def write_atomically(path: Path, write: Callable) -> None:
-    """Call write(file) on a temporary binary file beside path, then rename it: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Call write(file) on a temporary binary file beside path, then rename it: a reader sees the old file or the new one.
+    OSError, with path as its filename, if the disk is full or the folder cannot be written."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        error.filename = str(path)            # not the temporary one
         raise
 
 
@@ -258,10 +314,11 @@ def write_atomically(path: Path, write: Callable) -> None:
 class Scene:
     """One scene folder, its frames at height x width. Reads poses now, frames when asked (`load`), decoded once.
 
-    frames: the file numbers with a finite pose, in numeric order (ScanNet writes -inf where tracking was lost), every
-    `every`-th of them. c2w (N, 4, 4), K (3, 3) at height x width. Decoded frames go to `cache` as uint8 colour, int8 label and
-    uint16 depth (6 bytes a pixel), under a name that carries size and modification time of the sources, so a changed file
-    is decoded again. labels: a folder whose <scene>/<frame>.png stand for the scene's own label-filt (pseudo labels).
+    frames: the file numbers with a pose, in numeric order (ScanNet writes -inf where tracking was lost), every `every`-th of
+    them; a frame that cannot be read is left out, while there are few (`skip`). c2w (N, 4, 4), K (3, 3) at height x width.
+    Decoded frames go to `cache` as uint8 colour, int8 label and uint16 depth (6 bytes a pixel), under a name that carries size
+    and modification time of the sources, so a changed file is decoded again.
+    labels: a folder whose <scene>/<frame>.png stand for the scene's own label-filt (pseudo labels).
     """
 
     def __init__(self, folder: Path, height: int, width: int, cache: Path = Path("cache"), every: int = 1,
@@ -269,15 +326,21 @@ class Scene:
         self.folder, self.name, self.height, self.width = Path(folder), Path(folder).name, height, width
         if not (self.folder / "color").is_dir():
             raise DataError(f"{self.folder}: no such scene (needs color/, pose/, intrinsic/); check --data and --scenes")
-        numbers = sorted(int(p.stem) for p in (self.folder / "pose").glob("*.txt") if p.stem.isdigit())   # 2 before 10
-        if not numbers:
-            raise DataError(f"{self.folder / 'pose'}: no <number>.txt in it; export the poses")
-        poses = {i: read_matrix(self.folder / "pose" / f"{i}.txt") for i in numbers[::every]}
-        self.frames = [i for i, pose in poses.items() if np.isfinite(pose).all()]
+        numbers = sorted(int(p.stem) for p in (self.folder / "pose").glob("*.txt") if re.fullmatch("0|[1-9][0-9]*", p.stem))
+        if not numbers:                       # sorted as numbers: 2 before 10
+            raise DataError(f"{self.folder / 'pose'}: no <number>.txt in it (0.txt, 1.txt ...); export the poses")
+        self.homes = [self.folder.resolve(), *([Path(labels).resolve()] if labels else [])]        # no file of it may lie elsewhere
+        self.skipped, self.total, poses = set(), len(numbers[::every]), {}
+        for i in numbers[::every]:
+            try:
+                poses[i] = read_pose(self.own(self.folder / "pose" / f"{i}.txt"))
+            except DataError as error:
+                self.skip(i, error)
+        self.frames = [i for i, pose in poses.items() if pose is not None]
         if not self.frames:
             raise DataError(f"{self.folder / 'pose'}: not one finite pose (tracking lost throughout); leave this scene out")
         self.c2w = torch.tensor(np.stack([poses[i] for i in self.frames]), dtype=torch.float32)   # (N, 4, 4)
-        self.native_K = read_intrinsics(self.folder / "intrinsic" / "intrinsic_color.txt")
+        self.native_K = read_intrinsics(self.own(self.folder / "intrinsic" / "intrinsic_color.txt"))
         self.labels = Path(labels) / self.name if labels else self.folder / "label-filt"
         self.has_labels = self.labels.is_dir()
         if labels and not self.has_labels:
@@ -288,6 +351,36 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def own(self, path: Path) -> Path:
+        """The path of one of the scene's files. DataError if a link in the scene leads out of its folder."""
+        try:
+            if any(path.resolve().is_relative_to(home) for home in self.homes):
+                return path
+        except (OSError, RuntimeError):       # links in a circle
+            pass
+        raise FrameError(f"{path}: a link that leads out of the scene's folder; put the file itself there")
+
+    def skip(self, frame: int, error: DataError) -> None:
+        """Leave out a frame that cannot be read, and say so; the error itself if that makes more than 1% of the scene's frames."""
+        self.skipped.add(frame)
+        if len(self.skipped) * 100 > self.total:
+            few = f"of {self.total} frames none is skipped" if self.total < 100 else \
+                f"{len(self.skipped)} of {self.total} frames cannot be read, more than 1%"
+            raise DataError(f"{error} ({few})")
+        print(f"skipped: {error} (so far {len(self.skipped)} of {self.name}'s {self.total} frames, at most {self.total // 100})",
+              flush=True)
+
+    def attempt(self, index: int) -> FrameError | None:
+        """Decode frame `index` into the cache, unless it is there -> None, or what is wrong with the frame."""
+        try:
+            self.load(index)
+        except FrameError as error:
+            return error
+
+    def readable(self, indices: list[int]) -> list[int]:
+        """The frames (0..N-1) that are not skipped."""
+        return [i for i in indices if self.frames[i] not in self.skipped]
 
     @cached_property
     def label_table(self) -> np.ndarray:
@@ -310,8 +403,22 @@ class Scene:
     @cached_property
     def K(self) -> Tensor:
         """Intrinsics (3, 3) at this resolution, each axis scaled by its own factor from the colour image's real size."""
-        h, w = read_image(self.files(self.frames[0])[0]).shape[:2]
-        return scale_intrinsics(self.native_K, (h, w), (self.height, self.width))
+        return scale_intrinsics(self.native_K, self.size, (self.height, self.width))
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the colour images: of the first that can be read."""
+        for frame in self.frames:
+            try:
+                return read_image(self.own(self.files(frame)[0])).shape[:2]
+            except FrameError as error:
+                self.skip(frame, error)
+        raise DataError(f"{self.folder / 'color'}: not one image can be read; export them again")
+
+    @cached_property
+    def depth_K(self) -> Tensor:
+        """Intrinsics (3, 3) of the depth camera, at its own size."""
+        return read_intrinsics(self.own(self.folder / "intrinsic" / "intrinsic_depth.txt"))
 
     def files(self, frame: int) -> list[Path]:
         """The colour, label and depth file of a frame; the last two may not exist."""
@@ -321,11 +428,14 @@ class Scene:
 
     def decode(self, frame: int) -> np.ndarray:
         """Read and resize one frame's files -> (H, W, 6) uint8: red, green, blue, label (int8), depth in mm (uint16)."""
-        color_path, label_path, depth_path = self.files(frame)
+        color_path, label_path, depth_path = (self.own(path) for path in self.files(frame))
         color = read_image(color_path)
         if color.ndim != 3 or color.shape[2] < 3:
-            raise DataError(f"{color_path}: not a colour image; export it again")
+            raise FrameError(f"{color_path}: not a colour image; export it again")
         h, w = color.shape[:2]
+        if (h, w) != self.size:
+            raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images are {self.size[1]}x{self.size[0]}; export it "
+                             "again")
         packed = np.zeros((self.height, self.width, 6), np.uint8)
         packed[..., :3] = resize_image(color[..., :3], self.height, self.width)
 
@@ -335,7 +445,7 @@ class Scene:
             lh, lw = raw.shape[:2]
             same = (lh / h == lw / w) and (max(lh, h) % min(lh, h) == 0) and (max(lw, w) % min(lw, w) == 0)
             if raw.ndim != 2 or not same:
-                raise DataError(f"{label_path}: labels of {lw}x{lh} do not divide the colour image of {w}x{h}; "
+                raise FrameError(f"{label_path}: labels of {lw}x{lh} do not divide the colour image of {w}x{h}; "
                                 "export both at one size (label-filt, one channel)")
             raw = raw[nearest_pixels(self.height, lh)[:, None], nearest_pixels(self.width, lw)].astype(np.int64)
             known = raw < len(self.label_table)
@@ -345,9 +455,9 @@ class Scene:
         if depth_path.exists():              # ScanNet's depth camera has its own size and intrinsics: follow the ray into it
             depth = read_image(depth_path)
             if depth.ndim != 2:
-                raise DataError(f"{depth_path}: not a one-channel depth map; export it again")
+                raise FrameError(f"{depth_path}: not a one-channel depth map; export it again")
             K = scale_intrinsics(self.native_K, (h, w), (self.height, self.width))
-            D = read_intrinsics(self.folder / "intrinsic" / "intrinsic_depth.txt")
+            D = self.depth_K
             columns = torch.round((torch.arange(self.width) - K[0, 2]) / K[0, 0] * D[0, 0] + D[0, 2]).long().numpy()
             rows = torch.round((torch.arange(self.height) - K[1, 2]) / K[1, 1] * D[1, 1] + D[1, 2]).long().numpy()
             seen = ((rows >= 0) & (rows < depth.shape[0]))[:, None] & ((columns >= 0) & (columns < depth.shape[1]))
@@ -373,13 +483,13 @@ class Scene:
             packed = np.load(path)
             if packed.shape == (self.height, self.width, 6) and packed.dtype == np.uint8:
                 return packed
-        except (OSError, ValueError, EOFError):
+        except Exception:                     # numpy raises OSError, ValueError, EOFError, BadZipFile ... for what is not an array
             pass                              # not there, or half-written by something else: decode (again)
         packed = self.decode(self.frames[index])
         try:
             write_atomically(path, lambda file: np.save(file, packed))
         except OSError as error:
-            raise DataError(f"{path.parent}: cannot write the cache ({error.strerror}); name another folder with "
+            raise DataError(f"{path.parent}: cannot write the cache ({error.strerror or error}); name another folder with "
                             "--cache") from None
         return packed
 
@@ -454,6 +564,14 @@ def space(name: str) -> str:
     return match.group(1) if match else name
 
 
+def check_names(names: list[str], where: str) -> None:
+    """DataError unless these are plain folder names: a list of scenes must not lead out of the folder of scenes."""
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable() or \
+                any(kind(name).name != name for kind in (PurePosixPath, PureWindowsPath)):
+            raise DataError(f"{where}: {str(name)[:80]!r} is not the name of a scene; names of folders only, no paths")
+
+
 def split_by_space(names: list[str], split_file: Path | None = None) -> tuple[list[str], list[str]]:
     """Scene names -> (train, test), no space in both.
 
@@ -467,10 +585,11 @@ def split_by_space(names: list[str], split_file: Path | None = None) -> tuple[li
     if not Path(split_file).is_file():
         raise DataError(f"{split_file}: no such split file; it has lines 'train NAME' and 'test NAME'")
     part: dict[str, str] = {}
-    for number, line in enumerate(Path(split_file).read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(Path(split_file), 10_000_000, "").splitlines(), 1):
         words = line.split("#")[0].split()
         if words and (len(words) != 2 or words[0] not in ("train", "test")):
-            raise DataError(f"{split_file}, line {number}: '{line}' is not 'train NAME' or 'test NAME'")
+            raise DataError(f"{split_file}, line {number}: '{line[:80]}' is not 'train NAME' or 'test NAME'")
+        check_names(words[1:], f"{split_file}, line {number}")
         if words and part.setdefault(space(words[1]), words[0]) != words[0]:
             raise DataError(f"{split_file}, line {number}: {space(words[1])} is in train and in test; two scans of one "
                             "room belong to one side")
@@ -545,6 +664,7 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
         print("*** NO SCANNET ON DISK (data/scannet; point --data at yours): MAKING ROOMS INSTEAD. "
               "Everything below is about rooms, not ScanNet. ***", flush=True)
         scene = "rooms"
+    check_names(scenes or [], "--scenes")
     if scene == "rooms":
         root = Path(data or "data/rooms")
         there = scenes and all((root / name / "color").is_dir() for name in scenes)               # no others to train on

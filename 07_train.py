@@ -3,6 +3,7 @@
     python 07_train.py --scene scannet              60 scenes of data/scannet, or rooms of our own where there is no ScanNet
     python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
     python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
+    torchrun --nproc-per-node 4 07_train.py --scene scannet        the same training on 4 GPUs
 
 The model: one encoder (Table 8, L1-L19), run once per source view; a coarse and a fine level, each with heads of its own (L20-L22,
 Tables 9, 10, 11). The coarse level's rendering weights place the fine level's samples. Training sees, each step, one random
@@ -13,7 +14,7 @@ target view of a random scene, V of its nearest views as sources, and R random p
             + source_loss * CE of the encoder's features through a 1x1 head on the source views      (not in the paper: 0)
 
 Every setting is a field of Config, the defaults are the paper's, each one is a flag; `--preset laptop` is a smaller size of the
-same code. The random draws of step i depend on (seed, i) only, so a resumed run continues exactly.
+same code. The random draws of step i depend on (seed, i) only, so a resumed run continues exactly, whatever stopped it.
 
 Dimension key: R rays, S samples, V source views, C channels, L classes.     Test: pytest tests/test_07_train.py
 """
@@ -24,17 +25,24 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts 
 import argparse
 import csv
 import ctypes
+import errno
+import io
+import itertools
 import math
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -274,7 +282,15 @@ def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) ->
     """Atomically write {"model", "config", "step", "optimiser", "run"}; run says which scenes, command and seconds."""
     state = {"model": model.state_dict(), "config": asdict(model.config), "classes": model.classes._asdict(), "step": step,
              "optimiser": optimiser.state_dict(), "run": run}
-    data.write_atomically(path, lambda file: torch.save(state, file))
+    content = io.BytesIO()
+    torch.save(state, content)
+
+    def write(file) -> None:
+        """To the disk, not to its cache: after a power cut, too, there is the old checkpoint or the new one."""
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    data.write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
@@ -283,14 +299,86 @@ def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
         raise data.DataError(f"{path}: no such checkpoint; train one with 07_train.py")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        known = {f.name for f in fields(Config)}
+        config = Config(**{f.name: state["config"][f.name] for f in fields(Config) if f.name in state["config"]})
+        wrong = [name for name, value in asdict(config).items() if not isinstance(value, (type(getattr(Config, name)), int))]
+        if wrong or not isinstance(state["step"], int) or not isinstance(state["run"], dict):
+            raise ValueError(f"unusable {wrong or 'step or run'}")
+        check(config)
         classes = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
-        model = SRay(Config(**{key: value for key, value in state["config"].items() if key in known}), classes)
+        model = SRay(config, classes)
         model.load_state_dict(state["model"])
     except Exception as error:                # a damaged zip, a foreign pickle, missing keys, other shapes
         raise data.DataError(f"{path}: not a checkpoint of this model ({str(error).splitlines()[0][:120]}); "
                              "train again or name another file") from None
     return model, state
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+def rank_and_world() -> tuple[int, int]:
+    """Which process this is, of how many: (0, 1) unless torchrun started several."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def join_processes() -> tuple[int, int]:
+    """Meet the processes that torchrun started, one for each GPU (or on CPUs) -> this one's rank and their number. Rank 0 alone
+    prints and writes."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        local = int(os.environ["LOCAL_RANK"])
+        if 0 < torch.cuda.device_count() <= local:
+            raise data.DataError(f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}: this machine has "
+                                 f"{torch.cuda.device_count()} GPUs; start as many processes (CUDA_VISIBLE_DEVICES= for CPUs)")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(local)
+        # a day: the first process of a machine may decode a large dataset while the others wait
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+        if dist.get_rank():
+            sys.stdout = open(os.devnull, "w")
+    return rank_and_world()
+
+
+def sum_over_processes(*values: float) -> list[float]:
+    """The sums of these numbers over all processes; they are where all wait for each other, too."""
+    total = torch.tensor(values, dtype=torch.float64)
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
+@contextmanager
+def first_on_this_machine():
+    """What is in here (making rooms, decoding frames) one process of each machine does first, and the others find done."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first:
+        sum_over_processes(0)
+    yield
+    if first:
+        sum_over_processes(0)
+
+
+class Handover(nn.Module):
+    """Gradients for DistributedDataParallel to average. Its hooks wait for backward() to reach the parameters, but batch_gradients
+    asks torch.autograd.grad for gradients, which reaches none. So they are handed over: d/dp of sum(p g) is g, exactly."""
+
+    def __init__(self, model: SRay):
+        super().__init__()
+        self.model = model
+
+    def forward(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        """The sum whose gradient is known."""
+        return sum((p * g).sum() for p, g in zip(parameters, gradients))
+
+    @staticmethod
+    def reduce(team: nn.parallel.DistributedDataParallel, parameters: list[Tensor]) -> None:
+        """Make every .grad the sum over all processes."""
+        mine = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        N = rank_and_world()[1]                                               # by which the average has to be multiplied
+        team(parameters, [torch.zeros_like(p) if g is None else N * g for p, g in zip(parameters, mine)]).backward()
+        for p, g in zip(parameters, mine):
+            if g is None:                                                     # the optimiser leaves alone what no loss reaches
+                p.grad = None
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -313,9 +401,20 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
+def share(config: Config, target: int) -> slice:
+    """The rays of a step's target that are this process's work: all of them, unless there are N processes. Then the rays of all
+    targets, in a row, are cut into N equal parts: with N targets each process has one, with one target each has R / N rays of it
+    (and encodes its source views again)."""
+    rank, world = rank_and_world()
+    R = max(1, config.rays // config.targets)
+    first, last = (R * config.targets * part // world - R * target for part in (rank, rank + 1))
+    return slice(min(max(first, 0), R), min(max(last, 0), R))
+
+
 def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch]:
     """The `targets` batches of a step, each of a random scene: a target view, sources, random pixels, and extra views of other
-    scenes. frames[i]: what may be drawn from scene i. No scene twice, while there are enough."""
+    scenes. frames[i]: what may be drawn from scene i. No scene twice, while there are enough. Every process draws the same; what
+    belongs to another one is not read and None."""
     generator = generator_of(config.seed, step)
     count = config.targets * (1 + config.extra_views)
     order = (torch.randperm(len(scenes), generator=generator).tolist() * count)[:count]
@@ -324,14 +423,18 @@ def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[
         pick, *others = order[b::config.targets]
         target, sources = data.training_pair(scenes[pick], config.views, generator, config.pool, frames[pick],
                                              config.angle_weight)
-        views = scenes[pick].views([*sources, target])
         flat = torch.randint(config.height * config.width, (max(1, config.rays // config.targets),), generator=generator)
+        extra = [(scenes[i], frames[i][int(torch.randint(len(frames[i]), (), generator=generator))]) for i in others]
+        mine = share(config, b)
+        if mine.start == mine.stop:
+            batches.append(None)
+            continue
+        views = scenes[pick].views([*sources, target])
         pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                 # (R, 2)
         images, labels = views.images[:0], views.labels[:0]                   # (0, 3, H, W), (0, H, W)
-        for other in others:
-            index = frames[other][int(torch.randint(len(frames[other]), (), generator=generator))]
-            extra = scenes[other].views([index])
-            images, labels = torch.cat([images, extra.images]), torch.cat([labels, extra.labels])
+        for scene, index in extra:
+            view = scene.views([index])
+            images, labels = torch.cat([images, view.images]), torch.cat([labels, view.labels])
         batches.append(Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(), views.images[-1].flatten(1)[:, flat].T,
                              views.labels[-1].flatten()[flat], images, labels))
     return batches
@@ -355,9 +458,10 @@ def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter
     return loss, {"semantic": semantic.detach(), "photometric": photometric.detach(), "loss": loss.detach()}
 
 
-def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generator: torch.Generator) -> tuple[list, dict]:
+def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generator: torch.Generator,
+                    mine: slice = slice(None)) -> tuple[list, dict]:
     """The gradient of one batch's loss (eq. 2, and the source-view loss) for each parameter, None where there is none; and the
-    parts of the loss.
+    parts of the loss. mine: these rays' share of it alone; the shares of all rays sum to the loss.
 
     The rays are independent once the source views are encoded: they go forward and backward `piece` at a time, so that memory
     does not grow with their number. The features collect the gradients of all pieces; the encoder goes backward once.
@@ -378,17 +482,20 @@ def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generat
         parts.update({key: parts.get(key, 0) + value for key, value in found.items()})
 
     size = config.piece or (R if leaf.is_cuda else 128)
-    for rays in torch.arange(R, device=leaf.device).split(size):
+    numbers = torch.arange(R, device=leaf.device)[mine]
+    for rays in numbers.split(size):
         add(*batch_loss(model, sources, batch, rays, jitter))
     if config.source_loss:
-        loss = source_view_loss(model, leaf, torch.cat([batch.sources.labels, batch.extra_labels]))
+        loss = source_view_loss(model, leaf, torch.cat([batch.sources.labels, batch.extra_labels])) * (len(numbers) / R)
         add(config.source_loss * loss, {"source": loss.detach(), "loss": config.source_loss * loss.detach()})
     encoded = torch.autograd.grad(features, parameters, sums[0], allow_unused=True)
     return [a if b is None else b for a, b in zip(sums[1:], encoded)], parts  # a parameter is the encoder's or not
 
 
-def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPoolExecutor | None = None) -> dict[str, float]:
-    """Set every parameter's gradient to that of the batches' mean loss -> the mean of its parts and of the "loss".
+def training_step(model: SRay, batches: list[Batch | None], step: int, pool: ThreadPoolExecutor | None = None,
+                  team: nn.parallel.DistributedDataParallel | None = None) -> dict[str, float]:
+    """Set every parameter's gradient to that of the batches' mean loss -> the mean of its parts and of the "loss". With a team
+    (several processes, each with its share of the rays): of all processes' rays, in every process.
 
     The batches are independent (no layer mixes views of different images), so each may run on a core of its own: two cores
     with a batch each take two thirds of the time of two cores sharing every small operation (README, "Speed"). Gradients are
@@ -399,65 +506,111 @@ def training_step(model: SRay, batches: list[Batch], step: int, pool: ThreadPool
     def gradients(numbered: tuple[int, Batch]):
         """The gradients and the parts of the loss of one batch."""
         index, batch = numbered
-        return batch_gradients(model, batch, parameters, generator_of(model.config.seed + 1 + index, step))
+        generator = generator_of(model.config.seed + 1 + index, step)
+        return batch_gradients(model, batch, parameters, generator, share(model.config, index))
 
-    results = list((pool.map if pool else map)(gradients, enumerate(batches)))
+    mine = [numbered for numbered in enumerate(batches) if numbered[1] is not None]
+    results = list((pool.map if pool else map)(gradients, mine))
     for parameter, *grads in zip(parameters, *(g for g, _ in results)):
         grads = [g for g in grads if g is not None]
         parameter.grad = sum(grads[1:], grads[0]) / len(batches) if grads else None
-    return {key: sum(parts[key] for _, parts in results).item() / len(batches) for key in results[0][1]}
+    parts = {key: sum(parts[key] for _, parts in results).item() / len(batches) for key in results[0][1]}
+    if team:
+        Handover.reduce(team, parameters)
+        parts = dict(zip(parts, sum_over_processes(*parts.values())))
+    return parts
 
 
-def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device) -> None:
-    """Train from first_step to config.steps; out/checkpoint.pt every save_every steps (once their loss is known
-    to be finite) and at the end, out/log.csv."""
-    config, path = model.config, out / "checkpoint.pt"
+def trim_log(path: Path, step: int) -> None:
+    """Take out of log.csv the rows after `step`, and half a row: what a killed run wrote after its last checkpoint."""
+    header, *rows = path.read_text().splitlines() or [""]
+    kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[0]) <= step]
+    data.write_atomically(path, lambda file: file.write("\n".join([header, *kept, ""]).encode()))
+
+
+def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device, stop: list) -> None:
+    """Train from first_step to config.steps; out/checkpoint.pt at the start, every save_every steps (once their loss is known
+    to be finite) and at the end, out/log.csv. When something appears in `stop`: save and raise Stopped."""
+    config, path, (rank, world) = model.config, out / "checkpoint.pt", rank_and_world()
     model.to(device).train()
+    team = nn.parallel.DistributedDataParallel(Handover(model)) if world > 1 else None
     trained_before, start = run["seconds"], time.time()
     names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
-    pool, mean = core_pool(config, device, config.targets), {}
+    pool, mean = core_pool(config, device, config.targets), run.setdefault("mean", {})
 
     def save(steps_done: int) -> None:
-        """Write the checkpoint of the weights as they are now."""
+        """Write the checkpoint of the weights as they are now; the log first, and checkpoint.pt last: it says that all is there."""
+        log.flush()
         run["seconds"] = trained_before + time.time() - start
-        save_checkpoint(path, model, optimiser, steps_done, run)
-        if config.keep_every and steps_done % config.keep_every == 0:
+        if rank == 0 and steps_done and config.keep_every and steps_done % config.keep_every == 0:
             save_checkpoint(out / f"checkpoint_{steps_done}.pt", model, optimiser, steps_done, run)
+        if rank == 0:
+            save_checkpoint(path, model, optimiser, steps_done, run)
 
-    with open(out / "log.csv", "a", newline="") as log, ThreadPoolExecutor(1) as loader, \
-            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
+    if first_step and rank == 0 and (out / "log.csv").exists():
+        trim_log(out / "log.csv", first_step)
+    with open(out / "log.csv" if rank == 0 else os.devnull, "a" if first_step else "w", newline="") as log, \
+            ThreadPoolExecutor(1) as loader, \
+            tqdm(total=config.steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05, disable=rank > 0,
                  mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
         if not log.tell():
             csv.writer(log).writerow(["step", *names, "seconds"])
+        if first_step == 0:
+            save(0)                                                           # from now on --resume works
         coming, waited = loader.submit(draw_batches, scenes, frames, config, first_step), 0.0
         for step in range(first_step, config.steps):
             asked = time.perf_counter()
-            batches = [Batch(*(x.to(device) for x in batch)) for batch in coming.result()]
+            batches = [batch and Batch(*(x.to(device) for x in batch)) for batch in coming.result()]
             waited += time.perf_counter() - asked
             coming = loader.submit(draw_batches, scenes, frames, config, step + 1)                # the disk works meanwhile
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(config, step)
-            parts = training_step(model, batches, step, pool)
+            parts = training_step(model, batches, step, pool, team)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
-                kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was written yet"
                 values = ", ".join(f"{key} {parts[key]:.4g}" for key in names)
                 raise data.DataError(f"step {step}: the loss is {parts['loss']}, its gradient's norm {norm:.4g} ({values}); "
-                                     f"training stopped, {kept}; resume from it with a lower --lr")
-            due = step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0)
+                                     f"training stopped, the last good checkpoint is {path}; resume from it with a lower --lr")
+            stopping = sum_over_processes(len(stop))[0] > 0
+            due = step % config.save_every == 0 or (config.keep_every and step % config.keep_every == 0) or stopping
             if step > first_step and due:                                     # only weights that have just shown a finite loss
                 save(step)
-                log.flush()
+            if stopping:
+                raise Stopped(step)
             optimiser.step()
             bar.update()
-            mean = {key: 0.98 * mean.get(key, parts[key]) + 0.02 * parts[key] for key in names}
+            mean.update({key: 0.98 * mean.get(key, parts[key]) + 0.02 * parts[key] for key in names})
             if (step + 1) % 10 == 0 or step + 1 == config.steps:
-                csv.writer(log).writerow([step + 1, *(f"{v:.5g}" for v in mean.values()), f"{time.time() - start:.1f}"])
+                seconds = trained_before + time.time() - start
+                csv.writer(log).writerow([step + 1, *(f"{mean[key]:.5g}" for key in names), f"{seconds:.1f}"])
                 rate = (step + 1 - first_step) * config.rays / (time.time() - start)
                 bar.set_postfix({**{k: f"{v:.3f}" for k, v in mean.items()}, "rays/s": f"{rate:,.0f}"}, refresh=False)
+        if first_step < config.steps:
+            save(config.steps)
     if first_step < config.steps:
-        save(config.steps)
         print(f"trained {config.steps - first_step} steps in {time.time() - start:.0f} s, {waited:.1f} s of them waiting for data")
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved; args: the step."""
+
+
+@contextmanager
+def asked_to_stop():
+    """Ctrl-C, or the SIGTERM of a cluster that wants its machine back, fills the list given here; a second Ctrl-C interrupts."""
+    asked: list = []
+
+    def note(number, _) -> None:
+        """Say so, safely within whatever was interrupted."""
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nstopping after this step, to save; Ctrl-C once more stops at once\n")
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------------- the command line
@@ -481,6 +634,8 @@ def check(config: Config) -> None:
     for name in ("height", "width"):
         if getattr(config, name) < 32:
             raise data.DataError(f"--{name} {getattr(config, name)}: the encoder needs at least 32 pixels")
+    if config.height * config.width > data.MAX_PIXELS:
+        raise data.DataError(f"--height {config.height} --width {config.width}: more than {data.MAX_PIXELS:,} pixels")
     for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "chunk", "pool"):
         if getattr(config, name) < 1:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
@@ -527,16 +682,60 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def free_folder(wanted: str | None, name: str) -> Path:
-    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a checkpoint. DataError if --out has one already."""
-    if wanted:
-        if (Path(wanted) / "checkpoint.pt").exists():
-            raise data.DataError(f"{wanted}: holds a run already; --resume continues it, another --out starts a new one")
-        return Path(wanted)
-    count = 1
-    while (out := Path("runs") / (name if count == 1 else f"{name}-{count}")).exists():
-        count += 1
-    return out
+def lock_folder(out: Path):
+    """Take a run folder for this process, until it ends, however it ends -> the open lock file; None if another process has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / ".lock", "a")
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.stat(out / ".lock").st_ino == os.fstat(lock.fileno()).st_ino:   # not just deleted by the one who had it
+            return lock
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK, errno.ENOENT):
+            return lock                                                       # a file system without locks
+    lock.close()
+
+
+def free_folder(wanted: str | None, name: str) -> tuple[Path, object]:
+    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a run, and its lock, to be kept. DataError if --out has a run."""
+    for count in itertools.count(1):
+        out = Path(wanted or Path("runs") / (name if count == 1 else f"{name}-{count}"))
+        taken = (out / "checkpoint.pt").exists() if wanted else out.exists() and any(p.name != ".lock" for p in out.iterdir())
+        lock = None if taken else lock_folder(out)
+        if lock and not (out / "checkpoint.pt").exists():                     # the one before us may have finished just now
+            return out, lock
+        if wanted:
+            raise not_free(out)
+
+
+def not_free(out: Path) -> data.DataError:
+    """What to tell somebody whose --out has a run already, or a run of another process that has not come so far."""
+    if (out / "checkpoint.pt").exists():
+        return data.DataError(f"{out}: holds a run already; --resume continues it, another --out starts a new one")
+    return data.DataError(f"{out}: another process trains in it; name another --out")
+
+
+def folder_to_resume(wanted: str | None, rank: int = 0) -> tuple[Path, object]:
+    """--out with --resume: the folder of a run and, for rank 0, its lock, to be kept. DataError if there is none, or it is on."""
+    if not wanted:
+        raise data.DataError("--resume continues the run in --out; name that folder")
+    out = Path(wanted)
+    if not (out / "checkpoint.pt").exists():
+        raise data.DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step starts again with "
+                             "the command that started it")
+    if rank:
+        return out, None
+    lock = lock_folder(out)
+    if not lock:
+        raise data.DataError(f"{out}: another process trains in it; wait for its end")
+    for part in out.glob(".checkpoint*"):                                     # of a writer that was killed
+        part.unlink()
+    return out, lock
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -568,8 +767,6 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
     """
     state, name = None, "finetune"
     if args.resume:
-        if not args.out:
-            raise data.DataError("--resume continues the run in --out; name that folder")
         model, state = load_checkpoint(Path(args.out) / "checkpoint.pt")
         base, why = asdict(model.config), "the run's own settings"
     elif args.finetune:
@@ -599,59 +796,70 @@ def training_frames(scene, run: dict, config: Config) -> list[int]:
     return frames
 
 
-def decode_all(scenes: list, frames: list) -> None:
+def decode_all(scenes: list, frames: list, quiet: bool = False) -> list:
     """Decode every frame that is not in the cache yet, on all cores, with progress: the first pass over the files, after which
-    training reads decoded frames only."""
+    training reads decoded frames only. -> frames, without those that cannot be read (Scene.skip)."""
     todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
     if todo:
         with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame",
-                                                              mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
-            for _ in pool.map(lambda one: one[0].load(one[1]), todo):
+                                                              mininterval=0.5 if sys.stderr.isatty() else 15, disable=quiet) as bar:
+            for (scene, i), error in zip(todo, pool.map(lambda one: one[0].attempt(one[1]), todo)):
+                if error:
+                    scene.skip(scene.frames[i], error)
                 bar.update()
+    return [scene.readable(indices) for scene, indices in zip(scenes, frames)]
 
 
 def main() -> None:
     prepare_cpu()
     args = parse_arguments()
+    rank, world = join_processes()
+    launcher = "python" if world == 1 else f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
+    if args.resume:
+        out, lock = folder_to_resume(args.out, rank)
+    elif args.out and (Path(args.out) / "checkpoint.pt").exists():
+        raise not_free(Path(args.out))
     config, state, name, why = starting_point(args)
     check(config)
+    if max(1, config.rays // config.targets) * config.targets < world:
+        raise data.DataError(f"--rays {config.rays}: fewer than the {world} processes that share them")
     device = pick_device(config.device)
     print(f"{why}; {config.width}x{config.height}, {config.views} source views, {config.rays} rays, "
           f"{config.coarse}+{config.fine} samples, {config.steps} steps, {device}", flush=True)
 
-    if args.resume:                                                           # the run knows its data
-        run = dict(state["run"])
-    else:
-        names = args.scenes.split(",") if args.scenes else None
-        found = data.find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, names, args.split)
-        if args.finetune and not names:
-            found.train = found.test[:1] or found.train[:1]                   # one unseen scene
-        # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of training
-        test = found.train if args.finetune else found.test or found.train
-        run = {"data": found.kind, "root": str(found.root), "train": found.train, "test": test,
-               "finetuned": bool(args.finetune), "labels": args.labels, "seconds": 0.0}
-        name = f"{found.kind}-{name}"
-    run["command"] = " ".join(["python", *sys.argv])
-    with tqdm(run["train"], desc="reading poses", unit="scene", leave=False) as bar:
-        scenes = [data.Scene(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every,
-                             run.get("labels")) for scene in bar]
-    frames = [training_frames(scene, run, config) for scene in scenes]
-    same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
-    print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
-          flush=True)
-
-    own = [scene.name for scene in scenes if scene.near_far]
-    if own:
-        print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in {len(own)} of them: "
-              + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
-    classes = scenes[0].classes
-    if state:
-        known = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
-        if known.names != classes.names and any(scene.has_labels for scene in scenes):
-            raise data.DataError(f"{run['root']}: {data.other_classes(known, classes)}; start without these weights")
-        classes = known
-
-    decode_all(scenes, frames)
+    with first_on_this_machine():
+        if args.resume:                                                           # the run knows its data
+            run = dict(state["run"])
+        else:
+            names = args.scenes.split(",") if args.scenes else None
+            found = data.find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, names, args.split)
+            if args.finetune and not names:
+                found.train = found.test[:1] or found.train[:1]                   # one unseen scene
+            # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of training
+            test = found.train if args.finetune else found.test or found.train
+            run = {"data": found.kind, "root": str(found.root), "train": found.train, "test": test,
+                   "finetuned": bool(args.finetune), "labels": args.labels, "seconds": 0.0}
+            name = f"{found.kind}-{name}"
+        run["command"] = " ".join([launcher, *sys.argv])
+        data.check_names(run["train"] + run["test"], run["root"])
+        with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=rank > 0) as bar:
+            scenes = [data.Scene(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every,
+                                 run.get("labels")) for scene in bar]
+        frames = [training_frames(scene, run, config) for scene in scenes]
+        same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
+        print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to evaluate on{same}",
+              flush=True)
+        own = [scene.name for scene in scenes if scene.near_far]
+        if own:
+            print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in {len(own)} of them: "
+                  + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
+        classes = scenes[0].classes
+        if state:
+            known = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
+            if known.names != classes.names and any(scene.has_labels for scene in scenes):
+                raise data.DataError(f"{run['root']}: {data.other_classes(known, classes)}; start without these weights")
+            classes = known
+        frames = decode_all(scenes, frames)
 
     torch.manual_seed(config.seed)
     model = SRay(config, classes)
@@ -669,22 +877,33 @@ def main() -> None:
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:
         optimiser.load_state_dict(state["optimiser"])
-    out = Path(args.out) if args.resume else free_folder(args.out, name)
-    out.mkdir(parents=True, exist_ok=True)
+    if rank == 0 and not args.resume:
+        out, lock = free_folder(args.out, name)
+    elif not args.resume:
+        out = Path(os.devnull)                                                # rank 0 alone writes
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
+    how = f"{launcher} {sys.argv[0]} --resume --out {out}" + (f" --cache {args.cache}" if args.cache != "cache" else "")
     try:
-        train(model, optimiser, scenes, frames, out, run, state["step"] if args.resume else 0, device)
+        with asked_to_stop() as stop:
+            train(model, optimiser, scenes, frames, out, run, state["step"] if args.resume else 0, device, stop)
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"stopped at step {stopped} of {config.steps}; everything is saved; continue with: {how}", file=sys.stderr)
+        raise SystemExit(130) from None
     except KeyboardInterrupt:
-        how = f"continue with: python 07_train.py --resume --out {out}" if (out / "checkpoint.pt").exists() else "there was none yet"
-        raise data.DataError(f"interrupted; steps since the last checkpoint are lost; {how}") from None
+        raise data.DataError(f"interrupted; steps since the last checkpoint are lost; continue with: {how}") from None
     finally:
-        if not (out / "checkpoint.pt").exists():                              # stopped before the first one: leave no empty run
-            (out / "log.csv").unlink(missing_ok=True)
-            if not any(out.iterdir()):
+        if rank == 0 and not (out / "checkpoint.pt").exists():                # not even the first one: leave no empty run
+            with suppress(OSError):
+                for name in ("log.csv", ".lock"):
+                    (out / name).unlink(missing_ok=True)
                 out.rmdir()
-    if not args.no_eval:
+    if world > 1:
+        dist.destroy_process_group()
+    if rank == 0 and not args.no_eval:                                        # in one process: the others are done
         raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
-                                          str(out / "checkpoint.pt"), "--out", str(out / "eval"), "--cache", args.cache]))
+                                          str(out / "checkpoint.pt"), "--out", str(out / "eval"), "--cache", args.cache],
+                                         env={**os.environ, "WORLD_SIZE": "1"}))
 
 
 if __name__ == "__main__":

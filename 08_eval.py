@@ -2,6 +2,7 @@
 
     python 08_eval.py --checkpoint runs/rooms-laptop/checkpoint.pt                    the scenes the run kept unseen
     python 08_eval.py --checkpoint CKPT --scene scannet --data ROOT --scenes a,b,c    any others
+    torchrun --nproc-per-node 4 08_eval.py --checkpoint CKPT                          the same, the views shared among 4 GPUs
 
 Per scene 20 nearby views: 8 source, 8 for fine-tuning, 4 test (section 1 of the supplement). Every test view is rendered from
 the source views alone. Labels: one confusion matrix over all test pixels of all scenes ("pooled"), from which
@@ -144,8 +145,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
     figure.legend(handles=[Patch(color=np.array(classes.colours[l]) / 255, label=classes.names[l]) for l in sorted(seen)],
                   loc="outside lower center", ncols=7, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    data.write_atomically(path, lambda file: figure.savefig(file, dpi=100, format="png"))
     plt.close(figure)
 
 
@@ -153,11 +153,16 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
 
 def source_views(scene, count: int) -> list[int]:
     """`count` source views of the protocol: its 8, spread evenly among them if fewer are asked for, and if more, some of the
-    8 fine-tuning views too (Table 7)."""
+    8 fine-tuning views too (Table 7). A frame that cannot be read is left out, and no other takes its place."""
     source, tune, _ = data.protocol(scene)
     if count > 8:
-        return sorted(source + spread(tune, count - 8))
-    return spread(source, count)
+        return scene.readable(sorted(source + spread(tune, count - 8)))
+    return scene.readable(spread(source, count))
+
+
+def test_views(scene) -> list[int]:
+    """The protocol's 4 test views, without those that cannot be read."""
+    return scene.readable(data.protocol(scene)[2])
 
 
 def spread(items: list[int], count: int) -> list[int]:
@@ -165,48 +170,74 @@ def spread(items: list[int], count: int) -> list[int]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None) -> dict:
+def render_views(model, scene, indices: list[int], device, views: int, pool, bar, lpips=None) -> list[dict]:
+    """These test views of one scene, rendered from its source views: for each the pictures, the truth and the figures."""
+    classes, config, source_ids = model.classes, model.config, source_views(scene, views)
+    comparable = scene.has_labels and scene.classes.names == classes.names
+    L = len(classes.names)
+    assert not set(source_ids) & set(indices), "a test view among the sources"
+    sources, shots = scene.views(source_ids), []
+    encoded = model.encode(sources.to(device))                                # once per source set
+    for index in indices:
+        truth = scene.views([index])[0]
+        if not comparable:                                                    # other classes: main() has said so
+            truth.labels.fill_(data.IGNORE)
+        start = time.perf_counter()
+        got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
+        got = {key: value.cpu() for key, value in got.items()}
+        seconds = time.perf_counter() - start
+        nearest = data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]
+        near = sources[nearest]                                               # the baseline: copy the nearest source
+        labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
+        n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
+        shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n, classes.names)["miou"],
+                      "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target),
+                      "lpips": lpips(got["colour"], target) if lpips else None,
+                      "depth_abs_rel": depth_abs_rel(got["depth"], truth.depth), "seconds": seconds,
+                      "copy_psnr": psnr(near.images.permute(1, 2, 0), target),
+                      "colour": got["colour"], "depth": got["depth"], "labels": labels, "truth": target,
+                      "true_depth": truth.depth, "true_labels": truth.labels, "n": n,
+                      "copied": confusion_matrix(near.labels.flatten(), truth.labels.flatten(), L)})
+        bar.update()
+    return shots
+
+
+def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None) -> dict | None:
     """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out. lpips:
-    lpips_metric's function, or None to leave it out."""
-    classes, config = model.classes, model.config
+    lpips_metric's function, or None to leave it out.
+
+    N processes (torchrun) take N scenes at a time and every N-th of their test views each; rank 0 collects them in the order
+    one process would have, writes, and returns the metrics; the others return None.
+    """
+    classes, config, (rank, world) = model.classes, model.config, training.rank_and_world()
     L = len(classes.names)
     model.to(device).eval()
     pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
     pooled, copied = torch.zeros(L, L + 1, dtype=torch.int64), torch.zeros(L, L + 1, dtype=torch.int64)
     images: list[dict] = []
-    with torch.no_grad(), tqdm(total=4 * len(scenes), desc="evaluating", unit="view", dynamic_ncols=True,
+    total = sum(len(test_views(scene)) for scene in scenes)
+    with torch.no_grad(), tqdm(total=total, desc="evaluating", unit="view", dynamic_ncols=True, disable=rank > 0,
                                mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
-        for scene in scenes:
-            source_ids, (_, _, test_ids) = source_views(scene, views), data.protocol(scene)
-            assert not set(source_ids) & set(test_ids), "a test view among the sources"
-            sources, shots = scene.views(source_ids), []
-            comparable = scene.has_labels and scene.classes.names == classes.names
-            encoded = model.encode(sources.to(device))                        # once per source set
-            for index in test_ids:
-                truth = scene.views([index])[0]
-                if not comparable:                                            # other classes: main() has said so
-                    truth.labels.fill_(data.IGNORE)
-                start = time.perf_counter()
-                got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
-                got = {key: value.cpu() for key, value in got.items()}
-                seconds = time.perf_counter() - start
-                nearest = data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]
-                near = sources[nearest]                                       # the baseline: copy the nearest source
-                labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
-                n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
-                pooled += n
-                copied += confusion_matrix(near.labels.flatten(), truth.labels.flatten(), L)
-                shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n, classes.names)["miou"],
-                              "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target),
-                              "lpips": lpips(got["colour"], target) if lpips else None,
-                              "depth_abs_rel": depth_abs_rel(got["depth"], truth.depth), "seconds": seconds,
-                              "copy_psnr": psnr(near.images.permute(1, 2, 0), target),
-                              "colour": got["colour"], "depth": got["depth"], "labels": labels, "truth": target,
-                              "true_depth": truth.depth, "true_labels": truth.labels})
-                bar.update()
-            evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", shots, comparable, classes,
-                             config.lambda1 > 0)
-            images += [{k: v for k, v in s.items() if not isinstance(v, Tensor)} for s in shots]
+        for first in range(0, len(scenes), world):
+            group, shots = scenes[first:first + world], []
+            jobs = [(scene, index) for scene in group for index in test_views(scene)][rank::world]
+            for scene in group:
+                mine = [index for other, index in jobs if other is scene]
+                shots += render_views(model, scene, mine, device, views, pool, bar, lpips) if mine else []
+            if world > 1:
+                everyone = [None] * world if rank == 0 else None
+                torch.distributed.gather_object(shots, everyone)
+                shots = [shot for part in everyone or [] for shot in part]
+            for scene in group if rank == 0 else []:
+                own = sorted((shot for shot in shots if shot["scene"] == scene.name), key=lambda shot: shot["frame"])
+                pooled += sum(shot["n"] for shot in own)
+                copied += sum(shot["copied"] for shot in own)
+                comparable = scene.has_labels and scene.classes.names == classes.names
+                evaluation_sheet(out / f"{scene.name}.png", f"{scene.name} ({title})", own, comparable, classes, config.lambda1 > 0)
+                images += [{k: v for k, v in shot.items() if not isinstance(v, Tensor)} for shot in own]
+            bar.update(sum(len(test_views(scene)) for scene in group) - len(jobs))                # the other processes' work
+    if rank:
+        return None
 
     def mean(key: str) -> float | None:
         """Over the images that have it."""
@@ -229,7 +260,7 @@ def write_pseudo_labels(model, scenes: list, device, out: Path) -> dict:
         if scene.classes.names != model.classes.names:
             raise data.DataError(f"{scene.folder}: {data.other_classes(model.classes, scene.classes)}; no pseudo labels for it")
         source, tune, _ = data.protocol(scene)
-        for index in tqdm(sorted(source + tune), desc=f"segmenting {scene.name}", unit="view", leave=False):
+        for index in tqdm(scene.readable(sorted(source + tune)), desc=f"segmenting {scene.name}", unit="view", leave=False):
             view = scene.views([index])
             with torch.no_grad():
                 labels = model.segment(view.images.to(device)).argmax(1).cpu()[0]                 # (H, W)
@@ -279,23 +310,28 @@ def main() -> None:
         raise data.DataError(f"--views {args.views}: the protocol has 8 source and 8 fine-tuning views; give 1 to 16")
     start = time.time()
     training.prepare_cpu()
+    rank, world = training.join_processes()
     model, state = training.load_checkpoint(args.checkpoint)
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
     else:
-        dataset = data.find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, names, args.split)
+        with training.first_on_this_machine():                                # it may have to make rooms
+            dataset = data.find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, names, args.split)
         kind, root = dataset.kind, dataset.root
         scenes = names or dataset.test or dataset.train                       # one space alone has no split
+    data.check_names(scenes, "--scenes" if names else args.checkpoint)
     for name in scenes:
         if not (root / name / "color").is_dir():
             raise data.DataError(f"{root / name}: no such scene; check --data and --scenes")
     out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
-    loaded = [data.Scene(root / name, config.height, config.width, Path(args.cache), config.every) for name in scenes]
-    with tqdm(loaded, desc="reading views", unit="scene", leave=False) as bar:
-        for scene in bar:
-            _, _, test_ids = data.protocol(scene)
-            scene.views(source_views(scene, args.views) + test_ids)           # complain of bad files before rendering
+    with training.first_on_this_machine():
+        loaded = [data.Scene(root / name, config.height, config.width, Path(args.cache), config.every) for name in scenes]
+        with tqdm(loaded, desc="reading views", unit="scene", leave=False, disable=rank > 0) as bar:
+            for scene in bar:                                                 # complain of bad files before rendering
+                training.decode_all([scene], [source_views(scene, args.views) + test_views(scene)], quiet=True)
+                if not source_views(scene, args.views) or not test_views(scene):
+                    raise data.DataError(f"{scene.folder}: no source view or no test view can be read; export them again")
     seen = sorted({data.space(n) for n in run["train"]} & {data.space(n) for n in scenes}) if Path(run["root"]) == root else []
     print(f"{args.checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(scenes)}")
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
@@ -314,6 +350,10 @@ def main() -> None:
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     device = training.pick_device(args.device)
     metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None)
+    if world > 1:
+        torch.distributed.destroy_process_group()
+    if rank:
+        return
     metrics |= {"classes": model.classes.names, "data": kind,
                 "views": {"source": args.views, "test": 4, "images": len(metrics["images"])},
                 "scenes": scenes, "scenes_seen_in_training": seen, "steps": state["step"],
@@ -321,7 +361,6 @@ def main() -> None:
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),
                 "hardware": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
                             f"{torch.__version__}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"}
-    out.mkdir(parents=True, exist_ok=True)
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
     print_table(metrics)
     print(f"LPIPS (VGG): {metrics['lpips']:.4f}" if args.lpips else "LPIPS: not run (--lpips; needs requirements-lpips.txt)")

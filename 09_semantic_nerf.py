@@ -232,7 +232,7 @@ def main() -> None:
     training.prepare_cpu()
     device = training.pick_device(config.device)
     scene = data.Scene(Path(args.scene), config.height, config.width, Path(args.cache))
-    out = training.free_folder(args.out, f"nerf-{scene.name}")
+    out, lock = training.free_folder(args.out, f"nerf-{scene.name}")           # ours while `lock` is open
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
     if scene.has_labels and scene.classes != data.SCANNET:

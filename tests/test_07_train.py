@@ -395,7 +395,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(root, tmp_p
     # the same 8-step run, killed after its checkpoint at step 4
     code = ("import importlib, sys; sys.path.insert(0, sys.argv.pop(1)); sys.argv[0] = '07_train.py'\n"
             "t = importlib.import_module('07_train'); save = t.save_checkpoint\n"
-            "def stop(*a): save(*a); raise SystemExit(9)\n"
+            "def stop(*a):\n    save(*a)\n    if a[3]: raise SystemExit(9)\n"
             "t.save_checkpoint = stop; t.main()")
     killed = subprocess.run([sys.executable, "-c", code, str(ROOT), *map(str, common), "--steps", "8", "--out", "cut"], cwd=tmp_path)
     assert killed.returncode == 9

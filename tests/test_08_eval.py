@@ -194,6 +194,7 @@ def test_more_than_8_source_views_borrow_fine_tuning_views_and_never_test_views(
     class Poses:
         c2w = torch.eye(4).repeat(24, 1, 1)
         __len__ = lambda self: 24
+        readable = lambda self, frames: frames
     Poses.c2w[:, 0, 3] = torch.arange(24) / 10
     source, tune, test = data.protocol(Poses())
     assert evaluation.source_views(Poses(), 8) == source

@@ -1,0 +1,278 @@
+"""Damage a small scene in random ways and read it: each time training or evaluation must succeed, or end with one clear line and
+status 2. No traceback, no hang, no more memory than a limit.
+
+    python tests/fuzz.py                  300 cases, about three minutes; exit status 1 if one of them fails
+    python tests/fuzz.py --first 17 --cases 1 --verbose        one case again
+
+A case is a function of (seed, number). Nineteen of twenty run main() of 07_train.py or 08_eval.py in one process that has
+imported PyTorch, under limits of memory and time, without the pictures and the checkpoint, which read nothing; every twentieth
+is the real command.
+"""
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from importlib import import_module
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+SECONDS, MEMORY = 20, 2 ** 30                                    # for a case, beyond what a good scene takes
+TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1, chunk=1024, device="cpu")
+
+
+# ---------------------------------------------------------------------------------------------------- the damage
+
+def flip(path, files, rng):
+    """A few bytes become others."""
+    content = bytearray(path.read_bytes())
+    for _ in range(rng.randint(1, 20) if content else 0):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    path.write_bytes(content)
+
+
+def cut(path, files, rng):
+    """The end is missing, or everything."""
+    content = path.read_bytes()
+    path.write_bytes(content[:rng.choice([0, 1, 10, rng.randrange(len(content) + 1)])])
+
+
+def swap(path, files, rng):
+    """Two files change places, of one kind or of two."""
+    other = rng.choice([f for f in files if f.exists()])
+    a, b = path.read_bytes(), other.read_bytes()
+    path.write_bytes(b), other.write_bytes(a)
+
+
+def rename(path, files, rng):
+    """Another name, usual or odd, perhaps one that is taken."""
+    name = rng.choice(["3", "0", "99999999999999999999", "-1", "02", "²", "a b", "x\ny", " ", "NUL", ".2", "é" * 60, "1e5"])
+    path.rename(path.with_name(name + rng.choice([path.suffix, "", ".txt", ".PNG"])))
+
+
+def remove(path, files, rng):
+    """A file or its whole folder is gone."""
+    shutil.rmtree(path.parent) if rng.random() < 0.2 and path.parent.parent.name.startswith("scene") else path.unlink()
+
+
+def noise(path, files, rng):
+    """Random bytes, perhaps after a true beginning."""
+    path.write_bytes(path.read_bytes()[:rng.choice([0, 8, 33])] + rng.randbytes(rng.choice([1, 100, 20_000])))
+
+
+def numbers(path, files, rng):
+    """A text's numbers become others; elsewhere, see flip."""
+    if path.suffix not in (".txt", ".tsv"):
+        return flip(path, files, rng)
+    words = path.read_text().replace("\n", " \n ").replace("\t", " \t ").split(" ")
+    places = [i for i, word in enumerate(words) if word.strip()]
+    for i in rng.sample(places, min(len(places), rng.choice([1, 2, 16]))):
+        words[i] = rng.choice(["nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "1e40", "99999999999999999999", "word", "", "\0", "2.5",
+                               "../../x", "/etc/passwd", "0x10", "1_0", "-5", "é"])
+    path.write_text(" ".join(words))
+
+
+def bomb(path, files, rng):
+    """A small file that claims, or unpacks, to be huge."""
+    if path.suffix not in (".png", ".jpg"):
+        return path.write_bytes(rng.choice([b"1 0 0 0\n", b"\0", b"nan " * 4]) * 300_000)
+    width, height = rng.choice([(60_000, 60_000), (12_000, 12_000), (2 ** 31 - 1, 1), (1, 2 ** 31 - 1), (0, 0), (1, 1), (9000, 3000)])
+    chunk = lambda name, body: struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    rows = zlib.compress(bytes(min(height * (1 + width * rng.choice([1, 3])), 50_000_000)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, rng.choice([8, 16]), rng.choice([0, 2, 3, 6]),
+                     0, 0, 0)) + rng.choice([b"", chunk(b"zTXt", b"a\0\0" + rows)]) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def odd(path, files, rng):
+    """Something else of this name: a folder, a pipe, a device, a link to nowhere, in a circle, out of the scene."""
+    path.unlink()
+    what = rng.randrange(6)
+    if what == 0:
+        path.mkdir()
+    elif what == 1:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(["/dev/zero", "nowhere", path.name, "/etc/passwd"][what - 2])
+
+
+def lists(path, files, rng):
+    """A split file, good or hostile."""
+    line = rng.choice(["train ../x", "test /etc", "train scene0001_00", "test scene0001_00\ntrain scene0001_01", "valid a", "train",
+                       "train C:\\x", "test \0", "train " + "x" * 100_000, "test ."])
+    (files[0].parent.parent.parent / "split.txt").write_text(line + "\n")
+
+
+DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists]
+
+
+def damaged(scans: Path, rng: random.Random) -> list[str]:
+    """Damage one to three files of the scene in scans -> what was done."""
+    files = sorted(p for p in scans.rglob("*") if p.is_file())
+    rare = [p for p in files if p.parent.name not in ("color", "depth", "label-filt", "pose")]
+    done = []
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        path = rng.choice([p for p in (rare if rng.random() < 0.25 else files) if p.is_file() and not p.is_symlink()])
+        act = rng.choice(DAMAGE)
+        act(path, files, rng)
+        done.append(f"{act.__name__} {path.relative_to(scans)}")
+    return done
+
+
+# ---------------------------------------------------------------------------------------------------- the reading
+
+def arguments(work: Path, number: int) -> tuple[str, list[str]]:
+    """Script and flags of a case: training or evaluation, a scene or a folder of scenes."""
+    where = ["--scene", str(work / "scans") if number % 3 else str(work / "scans" / "scene0001_00"), "--cache", str(work / "cache")]
+    if number % 2:
+        return "08_eval.py", [*where, "--checkpoint", str(work.parent / "tiny.pt"), "--out", str(work / "eval")]
+    flags = [x for key, value in TINY.items() for x in (f"--{key}", str(value))]
+    return "07_train.py", [*where, *flags, "--out", str(work / "run"), "--no-eval"]
+
+
+def verdict(status: int, errors: str) -> str:
+    """"success", "refused", or what is wrong."""
+    lines = [line for line in errors.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    if "Traceback" in errors:
+        return "a traceback"
+    if status == 0:
+        return "success"
+    if status == 2 and len(lines) == 1 and len(lines[0]) < 2000:
+        return "refused"
+    return f"status {status} and {len(lines)} lines of error"
+
+
+def in_here(script: str, flags: list[str]) -> tuple[int, str]:
+    """Run a script's main() in this process -> exit status, what it wrote to stderr."""
+    data, module = import_module("01_data"), import_module(script.removesuffix(".py"))
+    out, sys.argv = io.StringIO(), [script, *flags]
+    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            data.run_script(module.main)
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:                 # Python would print it
+            traceback.print_exc()
+            status = 1
+    return status, out.getvalue()
+
+
+def as_command(script: str, flags: list[str]) -> tuple[int, str]:
+    """Run the real command, with the same limits -> exit status, what it wrote to stderr."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, 4 * MEMORY))
+    try:
+        done = subprocess.run([sys.executable, str(HERE.parent / script), *flags], capture_output=True, text=True, preexec_fn=limit,
+                              errors="replace", timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return done.returncode, done.stderr
+    except subprocess.TimeoutExpired:
+        return 1, "Traceback: a hang"
+
+
+def case(work: Path, good: Path, seed: int, number: int, real: bool) -> dict:
+    """One case from its beginning: copy the good scene, damage it, read it."""
+    rng = random.Random(seed * 1_000_003 + number)
+    shutil.copytree(good, work / "scans")
+    done = damaged(work / "scans", rng)
+    start = time.time()
+    status, errors = (as_command if real else in_here)(*arguments(work, number))
+    shutil.rmtree(work)
+    return {"case": number, "verdict": verdict(status, errors), "done": done, "errors": errors[-3000:], "seconds": time.time() - start}
+
+
+def worker(args) -> None:
+    """Run the cases one after the other, a line of JSON each, within the limits."""
+    import torch
+    training, evaluation = import_module("07_train"), import_module("08_eval")
+    torch.set_num_threads(1)
+    evaluation.evaluation_sheet = training.save_checkpoint = lambda *_: None
+    folder = Path(args.folder)
+
+    def too_long(*_):
+        raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
+    signal.signal(signal.SIGALRM, too_long)
+    for script, flags in (arguments(folder / "good", 0), arguments(folder / "good", 1)):          # a good scene succeeds
+        status, errors = in_here(script, flags)
+        assert status == 0, errors
+    for what in ("run", "eval", "cache"):
+        shutil.rmtree(folder / "good" / what, ignore_errors=True)
+    if hasattr(resource, "RLIMIT_AS") and Path("/proc/self/statm").exists():
+        limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    for number in range(args.first, args.first + args.cases):
+        signal.alarm(0 if args.real and number % args.real == 0 else SECONDS)
+        answer = case(folder / f"case{number}", folder / "good" / "scans", args.seed, number, bool(args.real) and number % args.real == 0)
+        signal.alarm(0)
+        if "a hang" in answer["errors"]:
+            answer["verdict"] = "a hang"
+        print(json.dumps(answer), flush=True)
+
+
+def run(first: int, cases: int, seed: int = 0, real: int = 20, verbose: bool = False) -> tuple[dict[str, int], list[dict]]:
+    """All the cases, in workers -> how many ended how, and those that ended neither in success nor refused."""
+    import torch
+    conftest, training = import_module("conftest"), import_module("07_train")
+    folder, counts, failed, last = Path(tempfile.mkdtemp(prefix="fuzz")), {}, [], first + cases
+    try:
+        conftest.write_box_scene(folder / "good" / "scans" / "scene0001_00")
+        model = training.SRay(training.Config(**TINY))
+        training.save_checkpoint(folder / "tiny.pt", model, torch.optim.Adam(model.parameters()), 1, {
+            "data": "path", "root": str(folder), "train": [], "test": [], "seconds": 0.0, "command": "-", "finetuned": False})
+        while first < last:
+            process = subprocess.Popen([sys.executable, __file__, "--worker", "--folder", str(folder), "--first", str(first), "--cases",
+                                        str(last - first), "--seed", str(seed), "--real", str(real)], stdout=subprocess.PIPE, text=True,
+                                       cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            while first < last:
+                ready, _, _ = select.select([process.stdout], [], [], 5 * SECONDS)
+                line = process.stdout.readline() if ready else ""
+                answer = json.loads(line) if line else {"case": first, "done": [], "seconds": 0, "errors": f"status {process.poll()}",
+                                                        "verdict": "the process died" if ready else "a hang"}
+                first += 1
+                counts[answer["verdict"]] = counts.get(answer["verdict"], 0) + 1
+                if answer["verdict"] not in ("success", "refused"):
+                    failed.append(answer)
+                if verbose or answer in failed:
+                    text = answer["errors"] if answer in failed else answer["errors"].strip().replace("\r", "\n").split("\n")[-1]
+                    print(f"{answer['case']:4} {answer['verdict']:8} {answer['seconds']:5.1f} s  {', '.join(answer['done'])}\n     {text}",
+                          flush=True)
+                if not line:
+                    break
+            process.kill()
+            process.wait()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return counts, failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=int, default=300, help="how many [300]")
+    parser.add_argument("--first", type=int, default=0, help="number of the first [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed [0]")
+    parser.add_argument("--real", type=int, default=20, help="every so many cases through the real command [20; 0: none]")
+    parser.add_argument("--verbose", action="store_true", help="say for each case what was done and what came out")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args)
+    start = time.time()
+    counts, failed = run(args.first, args.cases, args.seed, args.real, args.verbose)
+    print(f"{args.cases} cases in {time.time() - start:.0f} s: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
