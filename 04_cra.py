@@ -116,6 +116,16 @@ class MultiHeadAttention(nn.Module):
         z = self.out(z.transpose(1, 2).reshape(asking.shape))                 # (R, n, G, C)
         return self.norm(asking + (F.relu_(z) if self.relu else z))
 
+    def maps(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
+        """What forward's attention reads, for pictures: x (R, N, G, C), mask (R, N, G) -> (R, G, A, N, N), the softmax over the
+        keys (last axis) of every query; rows sum to 1, masked keys have 0."""
+        R, N, G, C = x.shape
+        y = x if position is None else x + position[..., None, :]             # (R, N, G, C)
+        q, k = (f(y).view(R, N, G, self.heads, -1) for f in (self.query, self.key))
+        # score[r,g,a,n,t] = sum_d q[r,n,g,a,d] k[r,t,g,a,d] / sqrt(D)
+        score = torch.einsum("rngad,rtgad->rgant", q, k) / math.sqrt(q.shape[-1])
+        return (score + readable_keys(mask.transpose(1, 2), score.dtype)[:, :, None, None]).softmax(dim=-1)
+
 
 class CRA(nn.Module):
     """Table 9. M (R, S, V, C), mask (R, S, V) -> M'' (R, S, V, C).

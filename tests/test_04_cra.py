@@ -139,6 +139,20 @@ def test_both_branches_are_one_function_at_any_length(monkeypatch):
     assert called == ["fused", "einsum", "einsum"]
 
 
+@pytest.mark.parametrize("with_position", [False, True])
+def test_the_maps_are_the_softmax_the_module_uses(branch, with_position):
+    x, mask = normal(R, S, V, C), some(R, S, V)
+    mask[:, 1], mask[0, :, 2] = True, False                                            # one sequence without any key
+    position = normal(S, C, seed=3) if with_position else None
+    attention = cra.MultiHeadAttention(C).double()
+    maps = attention.maps(x, mask, position)                                           # (R, V, 4, S, S)
+    y = x + (position[:, None] if with_position else 0)
+    values = attention.value(y).view(R, S, V, 4, 8)
+    heads = torch.einsum("rgant,rtgad->rngad", maps, values).reshape(R, S, V, C)
+    torch.testing.assert_close(attention.norm(y + attention.out(heads)), attention(x, mask, position))
+    assert not maps[1].permute(3, 0, 1, 2)[~mask[1]].any()                             # (S keys, V): nobody reads a masked one
+
+
 @pytest.mark.parametrize("limit", [1, 13, 30])
 def test_chunking_changes_nothing(branch, monkeypatch, limit):
     x, mask = normal(5, 7, V, C), some(5, 7, V)
