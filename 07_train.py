@@ -3,6 +3,7 @@
     python 07_train.py --scene scannet              60 scenes of data/scannet, or rooms of our own where there is no ScanNet
     python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
     python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
+    python 07_train.py --resume --out RUN --export weights/sray_rooms.pt     a finished run's weights, small enough to give away
 
 The model: one encoder (Table 8, L1-L19), run once per source view; a coarse and a fine level, each with heads of its own (L20-L22,
 Tables 9, 10, 11). The coarse level's rendering weights place the fine level's samples. Training sees, each step, one random
@@ -24,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts 
 import argparse
 import csv
 import ctypes
+import hashlib
 import math
 import subprocess
 import sys
@@ -258,6 +260,13 @@ def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) ->
     state = {"model": model.state_dict(), "config": asdict(model.config), "step": step,
              "optimiser": optimiser.state_dict(), "run": run}
     data.write_atomically(path, lambda file: torch.save(state, file))
+
+
+def export_weights(path: Path, state: dict) -> None:
+    """Atomically write a checkpoint's weights in half precision, with its config, step and run but no optimiser: a sixth of the
+    size, and load_checkpoint reads it like any other (in float32). It cannot be resumed."""
+    small = {key: state[key] for key in ("config", "step", "run")} | {"model": {k: x.half() for k, x in state["model"].items()}}
+    data.write_atomically(path, lambda file: torch.save(small, file))
 
 
 def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
@@ -534,6 +543,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     parser.add_argument("--finetune", metavar="CKPT", help="start from these weights, on the source and fine-tuning views of "
                         "--scenes; the 4 test views stay untouched")
+    parser.add_argument("--export", metavar="PATH", help="only write the weights of the run in --out (with --resume) to PATH, in "
+                        "half precision, and stop")
     parser.add_argument("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
     add_settings(parser)
     return parser.parse_args()
@@ -592,6 +603,13 @@ def main() -> None:
     prepare_cpu()
     args = parse_arguments()
     config, state, name, why = starting_point(args)
+    if args.export:
+        if not args.resume:
+            raise data.DataError(f"--export {args.export}: needs --resume --out RUN, the run whose weights are meant")
+        export_weights(Path(args.export), state)
+        file = Path(args.export).read_bytes()
+        print(f"{args.export}: {len(file) / 1e6:.2f} MB, step {state['step']}, sha256 {hashlib.sha256(file).hexdigest()}")
+        return
     check(config)
     device = pick_device(config.device)
     print(f"{why}; {config.width}x{config.height}, {config.views} source views, {config.rays} rays, "

@@ -230,6 +230,8 @@ def main() -> None:
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
+        if kind == "rooms" and not all((root / name / "color").is_dir() for name in scenes):      # weights trained elsewhere
+            root = data.find_dataset("rooms", str(root) if root.is_dir() else None, 0, config.test_rooms).root
     else:
         dataset = data.find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, names, args.split)
         kind, root = dataset.kind, dataset.root
