@@ -451,6 +451,30 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
         print(f"trained {config.steps - first_step} steps in {time.time() - start:.0f} s, {waited:.1f} s of them waiting for data")
 
 
+def training_curves(folder: Path) -> None:
+    """A run's log.csv -> curves.png beside it: every logged loss (running means over some 50 steps) against the step."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "photometric": "photometric loss (squared error, coarse + fine)",
+              "source": "source-view loss (nats)"}
+    names = [name for name in titles if rows and name in rows[0]]
+    if len(rows) < 2:                         # nothing to draw a line through
+        return
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), layout="constrained", squeeze=False)
+    for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
+        axis.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], color=colour)
+        axis.set(xlabel="step", ylabel=name, ylim=(0, None))
+        axis.set_title(titles[name], fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{folder.name}: {rows[-1]['step']} steps in {float(rows[-1]['seconds']):,.0f} s")
+    data.write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
+    plt.close(figure)
+
+
 # ---------------------------------------------------------------------------------------------------- the command line
 
 def add_settings(parser: argparse.ArgumentParser, settings: type = Config) -> None:
@@ -664,6 +688,7 @@ def main() -> None:
             (out / "log.csv").unlink(missing_ok=True)
             if not any(out.iterdir()):
                 out.rmdir()
+    training_curves(out)
     if not args.no_eval:
         raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
                                           str(out / "checkpoint.pt"), "--out", str(out / "eval"), "--cache", args.cache]))
