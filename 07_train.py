@@ -4,6 +4,7 @@
     python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
     python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
     torchrun --nproc-per-node 4 07_train.py --scene scannet        the same training on 4 GPUs
+    python 07_train.py --resume --out RUN --export weights/sray_rooms.pt     a finished run's weights, small enough to give away
 
 The model: one encoder (Table 8, L1-L19), run once per source view; a coarse and a fine level, each with heads of its own (L20-L22,
 Tables 9, 10, 11). The coarse level's rendering weights place the fine level's samples. Training sees, each step, one random
@@ -26,6 +27,7 @@ import argparse
 import csv
 import ctypes
 import errno
+import hashlib
 import io
 import itertools
 import math
@@ -291,6 +293,14 @@ def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) ->
         file.flush()
         os.fsync(file.fileno())
     data.write_atomically(path, write)
+
+
+def export_weights(path: Path, state: dict) -> None:
+    """Atomically write a checkpoint's weights in half precision, with everything else but the optimiser: a sixth of the
+    size, and load_checkpoint reads it like any other (in float32). It cannot be resumed."""
+    small = {key: value for key, value in state.items() if key not in ("model", "optimiser")}
+    small |= {"model": {k: x.half() for k, x in state["model"].items()}}
+    data.write_atomically(path, lambda file: torch.save(small, file))
 
 
 def load_checkpoint(path: str | Path) -> tuple[SRay, dict]:
@@ -613,6 +623,30 @@ def asked_to_stop():
             signal.signal(number, handler)
 
 
+def training_curves(folder: Path) -> None:
+    """A run's log.csv -> curves.png beside it: every logged loss (running means over some 50 steps) against the step."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "photometric": "photometric loss (squared error, coarse + fine)",
+              "source": "source-view loss (nats)"}
+    names = [name for name in titles if rows and name in rows[0]]
+    if len(rows) < 2:                         # nothing to draw a line through
+        return
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.6), layout="constrained", squeeze=False)
+    for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
+        axis.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], color=colour)
+        axis.set(xlabel="step", ylabel=name, ylim=(0, None))
+        axis.set_title(titles[name], fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{folder.name}: {rows[-1]['step']} steps in {float(rows[-1]['seconds']):,.0f} s")
+    data.write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
+    plt.close(figure)
+
+
 # ---------------------------------------------------------------------------------------------------- the command line
 
 def add_settings(parser: argparse.ArgumentParser, settings: type = Config) -> None:
@@ -755,6 +789,8 @@ def parse_arguments() -> argparse.Namespace:
                         "label-filt) instead of the scenes' own; evaluation never sees them")
     parser.add_argument("--encoder", metavar="CKPT", help="start the encoder, and the 1x1 head that --source-loss trains, from this "
                         "checkpoint's; the rest from random weights")
+    parser.add_argument("--export", metavar="PATH", help="only write the weights of the run in --out (with --resume) to PATH, in "
+                        "half precision, and stop")
     parser.add_argument("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
     add_settings(parser)
     return parser.parse_args()
@@ -820,6 +856,13 @@ def main() -> None:
     elif args.out and (Path(args.out) / "checkpoint.pt").exists():
         raise not_free(Path(args.out))
     config, state, name, why = starting_point(args)
+    if args.export:
+        if not args.resume:
+            raise data.DataError(f"--export {args.export}: needs --resume --out RUN, the run whose weights are meant")
+        export_weights(Path(args.export), state)
+        file = Path(args.export).read_bytes()
+        print(f"{args.export}: {len(file) / 1e6:.2f} MB, step {state['step']}, sha256 {hashlib.sha256(file).hexdigest()}")
+        return
     check(config)
     if max(1, config.rays // config.targets) * config.targets < world:
         raise data.DataError(f"--rays {config.rays}: fewer than the {world} processes that share them")
@@ -900,6 +943,8 @@ def main() -> None:
                 out.rmdir()
     if world > 1:
         dist.destroy_process_group()
+    if rank == 0:
+        training_curves(out)
     if rank == 0 and not args.no_eval:                                        # in one process: the others are done
         raise SystemExit(subprocess.call([sys.executable, str(Path(__file__).with_name("08_eval.py")), "--checkpoint",
                                           str(out / "checkpoint.pt"), "--out", str(out / "eval"), "--cache", args.cache],

@@ -3,6 +3,7 @@
     python 08_eval.py --checkpoint runs/rooms-laptop/checkpoint.pt                    the scenes the run kept unseen
     python 08_eval.py --checkpoint CKPT --scene scannet --data ROOT --scenes a,b,c    any others
     torchrun --nproc-per-node 4 08_eval.py --checkpoint CKPT                          the same, the views shared among 4 GPUs
+    python 08_eval.py --checkpoint CKPT --scene PATH --video out.mp4                  a fly-through instead (or out.gif)
 
 Per scene 20 nearby views: 8 source, 8 for fine-tuning, 4 test (section 1 of the supplement). Every test view is rendered from
 the source views alone. Labels: one confusion matrix over all test pixels of all scenes ("pooled"), from which
@@ -18,6 +19,7 @@ a value. Beside every result stands a baseline: the nearest source view copied, 
 Dimension key: L classes, H, W image size.     Test: pytest tests/test_08_eval.py
 """
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -111,40 +113,71 @@ def colour_labels(labels: Tensor, classes: "data.Classes" = data.SCANNET) -> np.
 
 def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool, classes: "data.Classes" = data.SCANNET,
                      semantic: bool = True) -> None:
-    """Up to four test views (columns): colour, labels and depth, ours above the truth where there is one, with a legend.
-    semantic: our labels are worth a look where there are no true ones (the model was trained on labels)."""
+    """Up to four test views, one a row: colour, labels and depth, each truth, ours and the error, or ours alone where there is no
+    truth (labels only if the model is `semantic`: trained on some); beside them the scene's IoU by class, over all its test
+    views, in the classes' colours: the legend."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
 
-    shots = shots[:4]
+    pooled = sum(confusion_matrix(s["labels"].flatten(), s["true_labels"].flatten(), len(classes.names)) for s in shots)
     has_depth = any((s["true_depth"] > 0).any() for s in shots)
-    rows = [(name, who) for name, known in (("colour", True), ("labels", has_labels), ("depth", has_depth))
-            for who in ["ours"] * (known or name != "labels" or semantic) + ["truth"] * known]
+    shots = shots[:4]
+    far = max(1e-3, *(float(s["true_depth" if has_depth else "depth"].max()) for s in shots))
     h, w = shots[0]["truth"].shape[:2]
-    figure, axes = plt.subplots(len(rows), len(shots), squeeze=False, layout="constrained",
-                                figsize=(3.2 * len(shots) + 1.2, len(rows) * 3.2 * h / w + 1.6))
-    for column, shot in enumerate(shots):
-        far = float(max((shot["true_depth"] if has_depth else shot["depth"]).max(), 1e-3))
-        pictures = {"colour": (shot["colour"].clamp(0, 1), shot["truth"], {}),
-                    "labels": (colour_labels(shot["labels"], classes), colour_labels(shot["true_labels"], classes), {}),
-                    "depth": (shot["depth"], shot["true_depth"], dict(cmap="viridis", vmin=0, vmax=far))}
-        for axis, (name, who) in zip(axes[:, column], rows):
-            ours, truth, options = pictures[name]
-            image = axis.imshow(ours if who == "ours" else truth, **options)
-            axis.set(xticks=[], yticks=[])
-            if column == 0:
-                axis.set_ylabel(f"{name}\n{who}")
-            if name == "depth" and column == len(shots) - 1:
-                figure.colorbar(image, ax=axis, label="m" if has_depth else "scene units", shrink=0.8)
-        axes[0, column].set_title(f"test view {shot['frame']}: {shot['psnr']:.1f} dB"
-                                  + (f", {shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""), fontsize=9)
-    shown = ["labels", "true_labels"] if ("labels", "ours") in rows else []
-    seen = {int(l) for s in shots for x in shown for l in s[x].unique() if l >= 0}
-    figure.legend(handles=[Patch(color=np.array(classes.colours[l]) / 255, label=classes.names[l]) for l in sorted(seen)],
-                  loc="outside lower center", ncols=7, fontsize=8, frameon=False)
-    figure.suptitle(title, fontsize=10)
+    columns = 3 + (3 if has_labels else semantic) + (3 if has_depth else 1)
+    figure = plt.figure(layout="constrained", figsize=(1.9 * columns + 3.2, len(shots) * 1.9 * h / w + 1.5))
+    left, right = figure.subfigures(1, 2, width_ratios=[1.9 * columns, 3.2]) if has_labels or semantic else (figure, None)
+    axes = left.subplots(len(shots) + 1, columns, squeeze=False, height_ratios=[1] * len(shots) + [0.07])    # last: colour bars
+    for row, shot in enumerate(shots):
+        ours, truth, wrong = shot["colour"].clamp(0, 1), shot["truth"], shot["labels"] != shot["true_labels"]
+        pictures = [("colour: truth", truth, {}), ("ours", ours, {}),
+                    ("error, mean of RGB", (ours - truth).abs().mean(-1), dict(cmap="cividis", vmin=0, vmax=0.3))]
+        if has_labels:
+            grey = 0.6 + 0.4 * truth.mean(-1, keepdim=True).expand(-1, -1, 3)                     # (H, W, 3) the room, faintly
+            marked = torch.where(wrong[..., None], torch.tensor([0.84, 0.37, 0.0]), grey)
+            marked[shot["true_labels"] == data.IGNORE] = 0
+            pictures += [("labels: truth", colour_labels(shot["true_labels"], classes), {}), ("ours", colour_labels(shot["labels"], classes), {}),
+                         ("wrong: orange", marked, {})]
+        elif semantic:
+            pictures += [("labels: ours", colour_labels(shot["labels"], classes), {})]
+        if has_depth:
+            depth = torch.where(shot["true_depth"] > 0, shot["true_depth"], torch.nan)            # white where none is known
+            pictures += [("depth: truth", depth, dict(cmap="viridis", vmin=0, vmax=far)),
+                         ("ours", shot["depth"], dict(cmap="viridis", vmin=0, vmax=far)),
+                         ("error", (shot["depth"] - depth).abs(), dict(cmap="cividis", vmin=0, vmax=1))]
+        else:
+            pictures += [("depth: ours", shot["depth"], dict(cmap="viridis", vmin=0, vmax=far))]
+        for column, (name, picture, options) in enumerate(pictures):
+            image = axes[row, column].imshow(picture, **options)
+            axes[row, column].set(xticks=[], yticks=[])
+            if row == 0:
+                axes[row, column].set_title(name, fontsize=10)
+            if row == 0 and options:
+                left.colorbar(image, cax=axes[-1, column], orientation="horizontal",
+                              label="of full scale" if column == 2 else "m" if has_depth else "scene units")
+            elif row == 0:
+                axes[-1, column].set_axis_off()
+        axes[row, 0].set_ylabel(f"view {shot['frame']}\n{shot['psnr']:.1f} dB"
+                                + (f"\n{shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""), fontsize=9)
+    if right:
+        found = label_metrics(pooled, classes.names)
+        there = [l for l in range(len(classes.names)) if pooled[l].any() or pooled[:, l].any()]    # in the truth, or answered
+        there = there or sorted({int(l) for s in shots for l in s["labels"].unique()})
+        palette, bars = np.array(classes.colours) / 255, right.subplots()
+        iou = [(found["per_class_iou"] or {}).get(classes.names[l]) for l in there]
+        bars.barh(range(len(there)), [x or 0 for x in iou], color=palette[there], edgecolor="black", lw=0.5)
+        for i, x in enumerate(iou):
+            bars.text((x or 0) + 2, i, ("not there" if has_labels else "answered") if x is None else f"{x:.0f}", va="center", fontsize=8)
+        for i, l in enumerate(there):         # a square of the class's colour, for bars too short to show it
+            bars.plot(-7, i, "s", ms=8, mfc=palette[l], mec="black", mew=0.5, clip_on=False)
+        bars.set_yticks(range(len(there)), [classes.names[l] for l in there])
+        bars.tick_params(axis="y", length=0, pad=14, labelsize=9)
+        bars.set(xlim=(0, 112), xlabel="IoU, %")
+        bars.set_title("all test views" + (f": {found['miou']:.1f} mIoU" if found["miou"] is not None else ""), fontsize=10)
+        bars.invert_yaxis()
+        bars.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
     data.write_atomically(path, lambda file: figure.savefig(file, dpi=100, format="png"))
     plt.close(figure)
 
@@ -290,6 +323,105 @@ def print_table(metrics: dict, who: str = "S-Ray") -> None:
     print(f"{'nearest source, copied':24}" + "".join(f"{show(copy[key]) if key in copy else '':>11}" for key in columns.values()))
 
 
+# ---------------------------------------------------------------------------------------------------- fly-through
+
+def turn(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation of rotations a, b (3, 3): a at t = 0, b at t = 1, at constant speed about one axis between."""
+    r = a.T @ b
+    angle = torch.arccos(((r.trace() - 1) / 2).clamp(-1, 1))
+    axis = (r - r.T) / 2 if angle < 1e-4 else angle / (2 * angle.sin()) * (r - r.T)               # (3, 3) logarithm of r
+    return a @ torch.linalg.matrix_exp(t * axis)
+
+
+def camera_path(c2w: Tensor, frames: int) -> Tensor:
+    """A smooth way along the poses (N, 4, 4), N >= 2, in their order -> (frames, 4, 4): positions on a Catmull-Rom spline through
+    them, rotations `turn`ed from each to the next. From the first pose to the last, in even steps of time."""
+    p = c2w[:, :3, 3].double()
+    p = torch.cat([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])             # (N + 2, 3): one more at each end, straight on
+    path = torch.eye(4).repeat(frames, 1, 1)
+    for i, u in enumerate(torch.linspace(0, len(c2w) - 1, frames).tolist()):
+        n = min(int(u), len(c2w) - 2)         # between poses n and n + 1
+        t, (a, b, c, d) = u - n, p[n:n + 4]
+        path[i, :3, 3] = (b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))).float()
+        path[i, :3, :3] = turn(c2w[n, :3, :3].double(), c2w[n + 1, :3, :3].double(), t).float()
+    return path
+
+
+def film(shots: list[dict], title: str, panel: int, classes: "data.Classes" = data.SCANNET) -> list[np.ndarray]:
+    """Rendered views, dicts of colour (H, W, 3), labels (H, W), depth (H, W) -> pictures (h, w, 3) uint8, h and w multiples of 16
+    (video codecs want that): the three side by side, `panel` pixels wide each, one depth scale and one legend for all."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    H, W = shots[0]["labels"].shape
+    seen = sorted({int(l) for shot in shots for l in shot["labels"].unique()})
+    high, font = panel * H / W, 9 * panel / 320
+    rows = -(-len(seen) // 7)
+    width = -(-(3 * panel + 0.22 * panel) // 16) * 16                         # three panels and the depth scale
+    height = -(-(high + (58 + 18 * rows) * panel / 320) // 16) * 16
+    figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
+    top = 1 - (46 * panel / 320 + high) / height
+    panels = []
+    for i, (name, options) in enumerate((("colour", {}), ("labels", {}),
+                                         ("depth", dict(cmap="viridis", vmin=0, vmax=max(float(s["depth"].max()) for s in shots))))):
+        axis = figure.add_axes(((i + 0.02) * panel / width, top, 0.96 * panel / width, high / height))
+        axis.set_title(name, fontsize=font, pad=3)
+        axis.set_axis_off()
+        panels.append(axis.imshow(np.zeros((H, W) if options else (H, W, 3), np.float32), **options))
+    bar = figure.add_axes(((3.02 * panel) / width, top + 0.03, 0.04 * panel / width, high / height - 0.06))
+    figure.colorbar(panels[2], cax=bar).set_label("m", fontsize=font)
+    bar.tick_params(labelsize=0.85 * font)
+    figure.legend(handles=[Patch(facecolor=np.array(classes.colours[l]) / 255, edgecolor="black", lw=0.5, label=classes.names[l])
+                           for l in seen],
+                  loc="lower center", ncols=7, fontsize=font, frameon=False, columnspacing=1.2, handlelength=1.2, borderaxespad=0.1)
+    figure.suptitle(title, fontsize=1.1 * font, y=1 - 8 * panel / 320 / height)
+    pictures = []
+    for shot in shots:
+        for image, picture in zip(panels, (shot["colour"].clamp(0, 1).numpy(), colour_labels(shot["labels"], classes),
+                                           shot["depth"].numpy())):
+            image.set_data(picture)
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    plt.close(figure)
+    return pictures
+
+
+def check_video(path: Path) -> None:
+    """DataError unless a film can be written there: a .gif always, an .mp4 with imageio's ffmpeg."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise data.DataError(f"--video {path}: name it .mp4 or .gif")
+    if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise data.DataError(f"--video {path}: imageio has no ffmpeg here; pip install 'imageio[ffmpeg]', or name a .gif")
+
+
+def fly_through(model, scene, device, path: Path, title: str, frames: int, views: int = 8, rate: int = 12) -> None:
+    """Write a film of `frames` views on a smooth path along the scene's source cameras, `rate` a second. The path starts and ends at
+    a source camera and passes the others: it stays among what they see."""
+    config = model.config
+    model.to(device).eval()
+    ids = source_views(scene, views)
+    if len(ids) < 2:
+        raise data.DataError(f"--views {views}: a path needs two source views")
+    pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
+    shots = []
+    with torch.no_grad():
+        sources = model.encode(scene.views(ids).to(device))
+        for c2w in tqdm(camera_path(scene.c2w[ids], frames), desc="rendering the fly-through", unit="frame", dynamic_ncols=True,
+                        mininterval=0.5 if sys.stderr.isatty() else 15):
+            got = model.render_image(sources, scene.K.to(device), c2w.to(device), config.height, config.width, pool)
+            shots.append({"colour": got["colour"].cpu(), "labels": got["logits"].argmax(-1).cpu(), "depth": got["depth"].cpu()})
+    pictures = film(shots, title, panel=320 if path.suffix == ".mp4" else 224, classes=model.classes)
+    if path.suffix == ".mp4":
+        written = iio.imwrite("<bytes>", pictures, extension=".mp4", plugin="FFMPEG", fps=rate)
+    else:
+        written = iio.imwrite("<bytes>", pictures, extension=".gif", duration=1000 / rate, loop=0)
+    data.write_atomically(path, lambda file: file.write(written))
+    h, w = pictures[0].shape[:2]
+    print(f"{path}: {frames} frames of {w}x{h}, {rate} a second, {len(written) / 1e6:.1f} MB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="written by 07_train.py")
@@ -304,8 +436,14 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
                         "and fine-tuning views to FOLDER/SCENE/FRAME.png, for 07 and 09 --labels")
+    parser.add_argument("--video", default=None, metavar="FILE", help="instead of evaluating: a fly-through of the first scene, .mp4 or .gif")
+    parser.add_argument("--frames", type=int, default=60, help="of --video, 12 a second")
     args = parser.parse_args()
 
+    if args.video:
+        check_video(Path(args.video))
+    if args.frames < 2:
+        raise data.DataError(f"--frames {args.frames}: a fly-through has at least 2")
     if not 1 <= args.views <= 16:
         raise data.DataError(f"--views {args.views}: the protocol has 8 source and 8 fine-tuning views; give 1 to 16")
     start = time.time()
@@ -315,12 +453,15 @@ def main() -> None:
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
+        if kind == "rooms" and not all((root / name / "color").is_dir() for name in scenes):      # weights trained elsewhere
+            root = data.find_dataset("rooms", str(root) if root.is_dir() else None, 0, config.test_rooms).root
     else:
         with training.first_on_this_machine():                                # it may have to make rooms
             dataset = data.find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, names, args.split)
         kind, root = dataset.kind, dataset.root
         scenes = names or dataset.test or dataset.train                       # one space alone has no split
     data.check_names(scenes, "--scenes" if names else args.checkpoint)
+    scenes = scenes[:1] if args.video else scenes
     for name in scenes:
         if not (root / name / "color").is_dir():
             raise data.DataError(f"{root / name}: no such scene; check --data and --scenes")
@@ -349,6 +490,9 @@ def main() -> None:
         print(f"LABELS ARE NOT COMPARED: {data.other_classes(model.classes, strange[0].classes)}; colour and depth are")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     device = training.pick_device(args.device)
+    if args.video:
+        fly_through(model, loaded[0], device, Path(args.video), f"{scenes[0]} ({title})", args.frames, args.views)
+        return
     metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None)
     if world > 1:
         torch.distributed.destroy_process_group()

@@ -1,4 +1,5 @@
-"""08_eval.py: metrics against hand-made cases, the protocol, and the files a run leaves."""
+"""08_eval.py: metrics against hand-made cases, the protocol, the files a run leaves, weights to give away and fly-throughs."""
+import hashlib
 import json
 import math
 import shutil
@@ -230,3 +231,102 @@ def test_pseudo_labels_are_the_2d_segmenters_and_training_reads_them(work):
     assert training.load_checkpoint(work / "tuned" / "checkpoint.pt")[1]["run"]["labels"] == str(folder)
     missing = run("07_train.py", "--scene", root, "--scenes", name, "--finetune", "run/checkpoint.pt", "--labels", "nowhere")
     assert missing.returncode == 2 and "--labels" in missing.stderr and "Traceback" not in missing.stderr
+
+
+# ---------------------------------------------------------------------------------------------------- weights, curves, films
+
+def test_exported_weights_are_the_run_in_half_precision_without_the_optimiser(work):
+    done = subprocess.run([sys.executable, str(ROOT / "07_train.py"), "--resume", "--out", "run", "--export", "weights/small.pt"],
+                          cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole, small = (torch.load(work / name, weights_only=True) for name in ("run/checkpoint.pt", "weights/small.pt"))
+    assert set(small) == {"model", "config", "classes", "step", "run"} and all(small[key] == whole[key] for key in ("config", "step", "run"))
+    model, state = training.load_checkpoint(work / "weights/small.pt")
+    for name, x in model.state_dict().items():
+        assert x.dtype == torch.float32 and torch.equal(x, whole["model"][name].half().float())
+    assert (work / "weights/small.pt").stat().st_size < (work / "run/checkpoint.pt").stat().st_size / 5
+    assert hashlib.sha256((work / "weights/small.pt").read_bytes()).hexdigest() in done.stdout
+
+
+def test_weights_are_evaluated_on_the_same_rooms_where_those_were_never_made(work, tmp_path):
+    state = torch.load(work / "run/checkpoint.pt", weights_only=True)
+    state["run"]["root"] = "somewhere/else"
+    training.export_weights(tmp_path / "small.pt", state)
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "small.pt", "--video", "out.gif", "--frames", "3"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    film = iio.imread(tmp_path / "out.gif")[..., :3]
+    assert len(film) == 3
+    check_film(film, 224)
+    assert (tmp_path / "data/rooms/room9000_00/color/0.jpg").exists() and "none of these was seen" in done.stdout
+
+
+def test_a_run_keeps_its_training_curves(work, tmp_path):
+    lines = ["step,semantic,photometric,seconds"] + [f"{10 * i},{3 / i},{0.1 / i},{i}" for i in range(1, 9)]
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    training.training_curves(tmp_path)
+    picture = iio.imread(tmp_path / "curves.png")
+    assert picture.shape[0] > 300 and picture.shape[1] > 800 and picture[..., :3].std() > 10      # two losses, two panels
+    steps = len((work / "run/log.csv").read_text().splitlines())
+    assert (work / "run/curves.png").exists() == (steps > 2)                  # a run of two steps has one row: no line to draw
+
+
+def test_the_camera_path_goes_through_its_poses_and_turns_evenly():
+    keys = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    for i, angle in enumerate((0.0, 0.3, 0.5, 0.5, 1.4)):
+        c, s = math.cos(angle), math.sin(angle)
+        keys[i, :3, :3] = torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+        keys[i, :3, 3] = torch.tensor([i, i ** 2 / 4, math.sin(i)])
+    path = evaluation.camera_path(keys.float(), 4 * 10 + 1).double()
+    torch.testing.assert_close(path[::10], keys, atol=1e-6, rtol=0)
+    eye = torch.eye(3, dtype=torch.float64).expand(41, 3, 3)
+    torch.testing.assert_close(path[:, :3, :3] @ path[:, :3, :3].transpose(1, 2), eye, atol=1e-6, rtol=0)
+    angles = torch.atan2(path[:, 0, 2], path[:, 0, 0])
+    torch.testing.assert_close(angles[30:].diff(), torch.full((10,), 0.09, dtype=torch.float64), atol=1e-5, rtol=0)
+    steps = path[:, :3, 3].diff(dim=0)                                        # smooth: the velocity does not jump at a pose
+    assert (steps.diff(dim=0).norm(dim=1) < 0.15 * steps.norm(dim=1)[1:]).all()
+    assert torch.equal(evaluation.camera_path(keys[:2].float(), 2), keys[:2].float())
+
+
+def check_film(film: np.ndarray, panel: int) -> None:
+    """Sizes a codec takes, three panels that differ, a camera that moved: film (N, h, w, 3)."""
+    film = film.astype(float)
+    assert film.shape[1] % 16 == film.shape[2] % 16 == 0
+    colour, labels, depth = (film[:, 60 * panel // 320:panel * 3 // 5, i * panel + 10:(i + 1) * panel - 10] for i in range(3))
+    for a, b in ((colour, labels), (labels, depth), (colour, depth)):
+        assert np.abs(a - b).mean() > 10
+    assert np.abs(colour[0] - colour[-1]).mean() > 3
+
+
+def test_a_fly_through_has_its_frames_its_size_and_three_different_channels(work):
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--video", "films/out.mp4",
+                           "--frames", "5"], cwd=work, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "rendering the fly-through" in done.stderr and not (work / "films/metrics.json").exists()
+    film = iio.imread(work / "films/out.mp4", plugin="FFMPEG")
+    assert len(film) == 5 and f"{film.shape[2]}x{film.shape[1]}" in done.stdout
+    check_film(film, 320)
+
+
+def test_a_film_shows_colours_labels_and_depth_of_each_frame():
+    shots = [{"colour": torch.full((48, 64, 3), x), "labels": torch.full((48, 64), l), "depth": torch.full((48, 64), d)}
+             for x, l, d in ((0.2, 1, 1.0), (0.6, 4, 4.0))]
+    first, second = evaluation.film(shots, "title", 160)
+    row = 80
+    assert first[row, 80].tolist() == [51] * 3 and second[row, 80].tolist() == [153] * 3
+    assert first[row, 240].tolist() == data.PALETTE[1].tolist() and second[row, 240].tolist() == data.PALETTE[4].tolist()
+    assert second[row, 400].tolist() == [253, 231, 36] and first[row, 400].tolist() != [253, 231, 36]      # viridis: 4 m is the top
+
+
+@pytest.mark.parametrize("flags, words", [(["--video", "out.avi"], ".mp4 or .gif"), (["--video", "out.gif", "--frames", "1"], "at least 2")])
+def test_a_film_that_cannot_be_made_is_refused_at_once(work, flags, words):
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", *flags], cwd=work,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_without_ffmpeg_an_mp4_is_refused_and_a_gif_is_not(monkeypatch):
+    monkeypatch.setattr(evaluation.importlib.util, "find_spec", lambda name: None)
+    evaluation.check_video(Path("out.gif"))
+    with pytest.raises(data.DataError, match="imageio\\[ffmpeg\\]"):
+        evaluation.check_video(Path("out.mp4"))
