@@ -107,8 +107,8 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
     h, w = shots[0]["truth"].shape[:2]
     figure, axes = plt.subplots(len(rows), len(shots), squeeze=False, layout="constrained",
                                 figsize=(3.2 * len(shots) + 1.2, len(rows) * 3.2 * h / w + 1.6))
+    far = max(1e-3, *(float(s["true_depth" if has_depth else "depth"].max()) for s in shots))    # one scale, as there is one colour bar
     for column, shot in enumerate(shots):
-        far = float(max((shot["true_depth"] if has_depth else shot["depth"]).max(), 1e-3))
         pictures = {"colour": (shot["colour"].clamp(0, 1), shot["truth"], {}),
                     "labels": (colour_labels(shot["labels"], classes), colour_labels(shot["true_labels"], classes), {}),
                     "depth": (shot["depth"], shot["true_depth"], dict(cmap="viridis", vmin=0, vmax=far))}
