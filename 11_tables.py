@@ -309,7 +309,7 @@ def table_6(bench: Bench) -> tuple[list, list, str]:
     MVSNeRF, IBRNet, NeuRay and of the paper's S-Ray are quoted from the supplement: other scenes, other training."""
     quoted = {"MVSNeRF": ("23.46", "0.851", "0.172", "22.93", "0.794", "0.260"), "IBRNet": ("24.52", "0.874", "0.158", "24.17", "0.802", "0.215"),
               "NeuRay": ("26.73", "0.908", "0.123", "25.35", "0.824", "0.198"), "S-Ray": ("26.84", "0.917", "0.115", "25.68", "0.833", "0.180")}
-    checkpoint = bench.trained(lambda1=0, lambda2=2, source_loss=0) / "checkpoint.pt"             # Table 1's row 0/1
+    checkpoint = bench.trained(lambda1=0.0, lambda2=2.0, source_loss=0.0) / "checkpoint.pt"             # Table 1's row 0/1
     ours, copied = [], []
     for layout, source in captures(bench).items():
         target = bench.runs / f"{source.name}-imported"

@@ -222,7 +222,7 @@ def read_llff(folder: Path, every: int) -> tuple[list[Photo], np.ndarray]:
         raise data.DataError(f"{path}: holds NaN, inf, a size or focal length that is not positive, or bounds without "
                              "0 < near < far; export it again")
     for name in ("images", "images_2", "images_4", "images_8"):
-        images = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        images = sorted(p for p in (folder / name).glob("[!.]*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if images:
             break
     if len(images) != len(rows):
@@ -272,7 +272,11 @@ def write_replica_classes(root: Path) -> None:
     for i, name in enumerate(REPLICA_CLASSES, 1):
         rgb = colorsys.hsv_to_rgb(0.618034 * i % 1, 0.45 + 0.5 * (i % 3) / 2, 0.95 - 0.4 * (i % 4) / 3)
         lines.append(f"{i},{name},#" + "".join(f"{round(255 * x):02x}" for x in rgb))
-    data.write_atomically(root / data.CLASSES_CSV, lambda file: file.write("\n".join([*lines, ""]).encode()))
+    path, text = root / data.CLASSES_CSV, "\n".join([*lines, ""]).encode()
+    if path.is_file() and path.read_bytes() != text:
+        raise data.DataError(f"{path}: not Replica's classes as written here; move it away or choose another --out")
+    if not path.is_file():
+        data.write_atomically(path, lambda file: file.write(text))
 
 
 # ---------------------------------------------------------------------------------------------------- one camera for all frames
@@ -356,9 +360,10 @@ def points_near_far(folder: Path, photos: list[Photo]) -> tuple[float, float, st
         while file.readline(200).strip() != b"end_header":
             pass
         try:
-            points = np.array([[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(50_000))]).reshape(-1, 3)
+            points = np.array([[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(500_000))]).reshape(-1, 3)
         except ValueError:
             raise data.DataError(f"{path}: its points are not numbers; export it again, or remove 'ply_file_path'") from None
+    points = points[::1 + len(points) // 5000]
     K = torch.from_numpy(np.stack([p.camera.matrix() for p in photos])).float()
     c2w = torch.from_numpy(np.stack([p.c2w for p in photos])).float()
     uv, z = data.project(torch.from_numpy(points).float(), K, c2w)            # (P, N, 2), (P, N)
