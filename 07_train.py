@@ -779,8 +779,9 @@ def decode_all(scenes: list, frames: list, quiet: bool = False) -> list:
     training reads decoded frames only. -> frames, without those that cannot be read (Scene.skip)."""
     todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
     if todo:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame",
-                                                              mininterval=0.5 if sys.stderr.isatty() else 15, disable=quiet) as bar:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, \
+                tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame", disable=quiet,
+                     mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
             for (scene, i), error in zip(todo, pool.map(lambda one: one[0].attempt(one[1]), todo)):
                 if error:
                     scene.skip(scene.frames[i], error)
