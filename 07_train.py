@@ -510,7 +510,8 @@ def trim_log(path: Path, step: int) -> None:
     data.write_atomically(path, lambda file: file.write("\n".join([header, *kept, ""]).encode()))
 
 
-def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device, stop: list) -> None:
+def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device,
+          stop: list | tuple = ()) -> None:
     """Train from first_step to config.steps; out/checkpoint.pt at the start, every save_every steps (once their loss is known
     to be finite) and at the end, out/log.csv. When something appears in `stop`: save and raise Stopped."""
     config, path, (rank, world) = model.config, out / "checkpoint.pt", rank_and_world()
