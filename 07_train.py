@@ -538,7 +538,8 @@ def trim_log(path: Path, step: int) -> None:
     data.write_atomically(path, lambda file: file.write("\n".join([header, *kept, ""]).encode()))
 
 
-def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device, stop: list) -> None:
+def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, device,
+          stop: list | tuple = ()) -> None:
     """Train from first_step to config.steps; out/checkpoint.pt at the start, every save_every steps (once their loss is known
     to be finite) and at the end, out/log.csv. When something appears in `stop`: save and raise Stopped."""
     config, path, (rank, world) = model.config, out / "checkpoint.pt", rank_and_world()
@@ -837,8 +838,9 @@ def decode_all(scenes: list, frames: list, quiet: bool = False) -> list:
     training reads decoded frames only. -> frames, without those that cannot be read (Scene.skip)."""
     todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
     if todo:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame",
-                                                              mininterval=0.5 if sys.stderr.isatty() else 15, disable=quiet) as bar:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, \
+                tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame", disable=quiet,
+                     mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
             for (scene, i), error in zip(todo, pool.map(lambda one: one[0].attempt(one[1]), todo)):
                 if error:
                     scene.skip(scene.frames[i], error)

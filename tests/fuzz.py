@@ -80,8 +80,8 @@ def numbers(path, files, rng):
     words = path.read_text().replace("\n", " \n ").replace("\t", " \t ").split(" ")
     places = [i for i, word in enumerate(words) if word.strip()]
     for i in rng.sample(places, min(len(places), rng.choice([1, 2, 16]))):
-        words[i] = rng.choice(["nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "1e40", "99999999999999999999", "word", "", "\0", "2.5",
-                               "../../x", "/etc/passwd", "0x10", "1_0", "-5", "é"])
+        words[i] = rng.choice(["nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "1e40", "99999999999999999999", "word", "", "\0",
+                               "2.5", "../../x", "/etc/passwd", "0x10", "1_0", "-5", "é"])
     path.write_text(" ".join(words))
 
 
@@ -89,11 +89,13 @@ def bomb(path, files, rng):
     """A small file that claims, or unpacks, to be huge."""
     if path.suffix not in (".png", ".jpg"):
         return path.write_bytes(rng.choice([b"1 0 0 0\n", b"\0", b"nan " * 4]) * 300_000)
-    width, height = rng.choice([(60_000, 60_000), (12_000, 12_000), (2 ** 31 - 1, 1), (1, 2 ** 31 - 1), (0, 0), (1, 1), (9000, 3000)])
+    width, height = rng.choice([(60_000, 60_000), (12_000, 12_000), (2 ** 31 - 1, 1), (1, 2 ** 31 - 1), (0, 0), (1, 1),
+                                (9000, 3000)])
     chunk = lambda name, body: struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
     rows = zlib.compress(bytes(min(height * (1 + width * rng.choice([1, 3])), 50_000_000)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, rng.choice([8, 16]), rng.choice([0, 2, 3, 6]),
-                     0, 0, 0)) + rng.choice([b"", chunk(b"zTXt", b"a\0\0" + rows)]) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", width, height, rng.choice([8, 16]), rng.choice([0, 2, 3, 6]), 0, 0, 0)
+    text = rng.choice([b"", chunk(b"zTXt", b"a\0\0" + rows)])
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + text + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
 def odd(path, files, rng):
@@ -174,8 +176,8 @@ def as_command(script: str, flags: list[str]) -> tuple[int, str]:
     """Run the real command, with the same limits -> exit status, what it wrote to stderr."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, 4 * MEMORY))
     try:
-        done = subprocess.run([sys.executable, str(HERE.parent / script), *flags], capture_output=True, text=True, preexec_fn=limit,
-                              errors="replace", timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run([sys.executable, str(HERE.parent / script), *flags], capture_output=True, text=True, errors="replace",
+                              preexec_fn=limit, timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
         return done.returncode, done.stderr
     except subprocess.TimeoutExpired:
         return 1, "Traceback: a hang"
@@ -189,7 +191,8 @@ def case(work: Path, good: Path, seed: int, number: int, real: bool) -> dict:
     start = time.time()
     status, errors = (as_command if real else in_here)(*arguments(work, number))
     shutil.rmtree(work)
-    return {"case": number, "verdict": verdict(status, errors), "done": done, "errors": errors[-3000:], "seconds": time.time() - start}
+    return {"case": number, "verdict": verdict(status, errors), "done": done, "errors": errors[-3000:],
+            "seconds": time.time() - start}
 
 
 def worker(args) -> None:
@@ -212,8 +215,9 @@ def worker(args) -> None:
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     for number in range(args.first, args.first + args.cases):
-        signal.alarm(0 if args.real and number % args.real == 0 else SECONDS)
-        answer = case(folder / f"case{number}", folder / "good" / "scans", args.seed, number, bool(args.real) and number % args.real == 0)
+        real = bool(args.real) and number % args.real == 0
+        signal.alarm(0 if real else SECONDS)
+        answer = case(folder / f"case{number}", folder / "good" / "scans", args.seed, number, real)
         signal.alarm(0)
         if "a hang" in answer["errors"]:
             answer["verdict"] = "a hang"
@@ -231,22 +235,22 @@ def run(first: int, cases: int, seed: int = 0, real: int = 20, verbose: bool = F
         training.save_checkpoint(folder / "tiny.pt", model, torch.optim.Adam(model.parameters()), 1, {
             "data": "path", "root": str(folder), "train": [], "test": [], "seconds": 0.0, "command": "-", "finetuned": False})
         while first < last:
-            process = subprocess.Popen([sys.executable, __file__, "--worker", "--folder", str(folder), "--first", str(first), "--cases",
-                                        str(last - first), "--seed", str(seed), "--real", str(real)], stdout=subprocess.PIPE, text=True,
+            flags = ["--folder", folder, "--first", first, "--cases", last - first, "--seed", seed, "--real", real]
+            process = subprocess.Popen([sys.executable, __file__, "--worker", *map(str, flags)], stdout=subprocess.PIPE, text=True,
                                        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
             while first < last:
                 ready, _, _ = select.select([process.stdout], [], [], 5 * SECONDS)
                 line = process.stdout.readline() if ready else ""
-                answer = json.loads(line) if line else {"case": first, "done": [], "seconds": 0, "errors": f"status {process.poll()}",
-                                                        "verdict": "the process died" if ready else "a hang"}
+                answer = json.loads(line) if line else {"case": first, "verdict": "the process died" if ready else "a hang",
+                                                        "done": [], "seconds": 0, "errors": f"status {process.poll()}"}
                 first += 1
                 counts[answer["verdict"]] = counts.get(answer["verdict"], 0) + 1
                 if answer["verdict"] not in ("success", "refused"):
                     failed.append(answer)
                 if verbose or answer in failed:
                     text = answer["errors"] if answer in failed else answer["errors"].strip().replace("\r", "\n").split("\n")[-1]
-                    print(f"{answer['case']:4} {answer['verdict']:8} {answer['seconds']:5.1f} s  {', '.join(answer['done'])}\n     {text}",
-                          flush=True)
+                    print(f"{answer['case']:4} {answer['verdict']:8} {answer['seconds']:5.1f} s  {', '.join(answer['done'])}\n"
+                          f"     {text}", flush=True)
                 if not line:
                     break
             process.kill()
@@ -270,7 +274,8 @@ def main() -> None:
         return worker(args)
     start = time.time()
     counts, failed = run(args.first, args.cases, args.seed, args.real, args.verbose)
-    print(f"{args.cases} cases in {time.time() - start:.0f} s: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    ended = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    print(f"{args.cases} cases in {time.time() - start:.0f} s: {ended}")
     raise SystemExit(bool(failed))
 
 

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-import torch._dynamo                                             # which the first Adam imports: what is loaded here, a Fork has at once
+import torch._dynamo                                             # which the first Adam imports: a Fork has it loaded
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
@@ -148,8 +148,8 @@ def main() -> None:
         same = got == expected
         different += not same
         where = "; ".join(killed) or "not killed: it was faster"
-        print(f"{i + 1:3}  {'same' if same else 'DIFFERENT'}  killed after {' and '.join(f'{s * duration:.1f} s' for s in shares)}: {where}",
-              flush=True)
+        when = " and ".join(f"{share * duration:.1f} s" for share in shares)
+        print(f"{i + 1:3}  {'same' if same else 'DIFFERENT'}  killed after {when}: {where}", flush=True)
     shutil.rmtree(work)
     print(f"{args.points - different} of {args.points} ended with the weights, optimiser, log and metrics of the whole run")
     raise SystemExit(different > 0)

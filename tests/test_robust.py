@@ -1,4 +1,4 @@
-"""Hard to break: killed, stopped and colliding runs, full disks, hostile datasets, several processes. Needs POSIX signals and limits."""
+"""Hard to break: killed, stopped and colliding runs, full disks, hostile datasets, several processes."""
 import csv
 import os
 import shutil
@@ -243,7 +243,8 @@ def test_one_percent_of_a_scenes_frames_are_named_skipped_and_counted_and_more_a
     assert len(frames) == 197 and {scene.frames[i] for i in frames} == set(scene.frames) - {1003}
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()] == ["skipped"] * 2
-    assert "pose/1000.txt" in printed and "color/1003.jpg" in printed and "so far 2 of scene0001_00's 200 frames, at most 2" in printed
+    assert "pose/1000.txt" in printed and "color/1003.jpg" in printed
+    assert "so far 2 of scene0001_00's 200 frames, at most 2" in printed
     target, sources = data.training_pair(scene, 4, torch.Generator().manual_seed(0), frames=frames)
     assert scene.frames.index(1003) not in [target, *sources]
     replace(long_scene / "label-filt/1004.png", b"")
@@ -289,7 +290,8 @@ def test_a_pose_that_is_no_rotation_and_place_is_refused(box_copy, change):
         data.Scene(box_copy, 24, 32)
 
 
-@pytest.mark.parametrize("place, value", [((0, 0), -50), ((0, 0), 1e300), ((1, 1), 1e-300), ((0, 2), -np.inf), ((0, 2), 1e20), ((1, 0), 3)])
+@pytest.mark.parametrize("place, value", [((0, 0), -50), ((0, 0), 1e300), ((1, 1), 1e-300), ((0, 2), -np.inf), ((0, 2), 1e20),
+                                          ((1, 0), 3)])
 def test_intrinsics_that_are_no_pinhole_are_refused(box_copy, place, value):
     K = np.eye(4) * 50
     K[2, 2] = K[3, 3] = 1
@@ -348,10 +350,9 @@ def test_a_list_of_scenes_cannot_lead_out_of_its_folder(box_folder, tmp_path, na
             data.split_by_space(["scene0001_00"], tmp_path / "split.txt")
 
 
-@pytest.mark.parametrize("text", ["id\tnyu40id\r\n99999999999\t1\r\n", "id\tnyu40id\r\n-1\t1\r\n", "id\tnyu40id\r\n" + "9" * 5000 + "\t1\r\n",
-                                  "id\tnyu40id\r\n\"" + "x" * 200_000])
+@pytest.mark.parametrize("text", ["99999999999\t1\r\n", "-1\t1\r\n", "9" * 5000 + "\t1\r\n", '"' + "x" * 200_000])
 def test_a_label_table_of_absurd_ids_is_refused(tmp_path, text):
-    (tmp_path / data.LABELS_TSV).write_text(text)
+    (tmp_path / data.LABELS_TSV).write_text("id\tnyu40id\r\n" + text)
     with pytest.raises(data.DataError, match=data.LABELS_TSV):
         data.read_label_table(tmp_path / data.LABELS_TSV)
 
