@@ -126,7 +126,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
                          ("ours", shot["depth"], dict(cmap="viridis", vmin=0, vmax=far)),
                          ("error", (shot["depth"] - depth).abs(), dict(cmap="cividis", vmin=0, vmax=1))]
         for column, (name, picture, options) in enumerate(pictures):
-            image = axes[row, column].imshow(picture, **options)
+            image = axes[row, column].imshow(np.asarray(picture), **options)
             axes[row, column].set(xticks=[], yticks=[])
             if row == 0:
                 axes[row, column].set_title(name, fontsize=10)
@@ -278,9 +278,8 @@ def film(shots: list[dict], title: str, panel: int) -> list[np.ndarray]:
     height = -(-(high + (58 + 18 * rows) * panel / 320) // 16) * 16
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     top = 1 - (46 * panel / 320 + high) / height
-    panels = []
-    for i, (name, options) in enumerate((("colour", {}), ("labels", {}),
-                                         ("depth", dict(cmap="viridis", vmin=0, vmax=max(float(s["depth"].max()) for s in shots))))):
+    panels, far = [], max(float(shot["depth"].max()) for shot in shots)
+    for i, (name, options) in enumerate((("colour", {}), ("labels", {}), ("depth", dict(cmap="viridis", vmin=0, vmax=far)))):
         axis = figure.add_axes(((i + 0.02) * panel / width, top, 0.96 * panel / width, high / height))
         axis.set_title(name, fontsize=font, pad=3)
         axis.set_axis_off()
@@ -311,8 +310,8 @@ def check_video(path: Path) -> None:
 
 
 def fly_through(model, scene, device, path: Path, title: str, frames: int, views: int = 8, rate: int = 12) -> None:
-    """Write a film of `frames` views on a smooth path along the scene's source cameras, `rate` a second. The path starts and ends at
-    a source camera and passes the others: it stays among what they see."""
+    """Write a film of `frames` views on a smooth path along the scene's source cameras, `rate` a second. The path starts and ends
+    at a source camera and passes the others: it stays among what they see."""
     config = model.config
     model.to(device).eval()
     ids = source_views(scene, views)
@@ -347,7 +346,8 @@ def main() -> None:
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
-    parser.add_argument("--video", default=None, metavar="FILE", help="instead of evaluating: a fly-through of the first scene, .mp4 or .gif")
+    parser.add_argument("--video", default=None, metavar="FILE",
+                        help="instead of evaluating: a fly-through of the first scene, .mp4 or .gif")
     parser.add_argument("--frames", type=int, default=60, help="of --video, 12 a second")
     args = parser.parse_args()
 
@@ -384,7 +384,8 @@ def main() -> None:
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen else "none of these was seen in training")
     title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
     if args.video:
-        fly_through(model, loaded[0], training.pick_device(args.device), Path(args.video), f"{scenes[0]} ({title})", args.frames, args.views)
+        fly_through(model, loaded[0], training.pick_device(args.device), Path(args.video), f"{scenes[0]} ({title})", args.frames,
+                    args.views)
         return
     metrics = evaluate(model, loaded, training.pick_device(args.device), out, title, args.views)
     metrics |= {"classes": data.CLASSES, "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "data": kind,
