@@ -632,8 +632,8 @@ def training_curves(folder: Path) -> None:
 
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "photometric": "photometric loss (squared error, coarse + fine)",
-              "source": "source-view loss (nats)"}
+    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "source": "source-view loss (nats)",
+              "photometric": "photometric loss (squared error, coarse + fine)"}
     names = [name for name in titles if rows and name in rows[0]]
     if len(rows) < 2:                         # nothing to draw a line through
         return
@@ -805,6 +805,8 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
     state, name = None, "finetune"
     if args.resume:
         model, state = load_checkpoint(Path(args.out) / "checkpoint.pt")
+        if "optimiser" not in state and not args.export:
+            raise data.DataError(f"{args.out}: its checkpoint has weights only, without an optimiser; go on from it with --finetune")
         base, why = asdict(model.config), "the run's own settings"
     elif args.finetune:
         model, state = load_checkpoint(args.finetune)

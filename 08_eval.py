@@ -149,7 +149,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
         else:
             pictures += [("depth: ours", shot["depth"], dict(cmap="viridis", vmin=0, vmax=far))]
         for column, (name, picture, options) in enumerate(pictures):
-            image = axes[row, column].imshow(picture, **options)
+            image = axes[row, column].imshow(np.asarray(picture), **options)
             axes[row, column].set(xticks=[], yticks=[])
             if row == 0:
                 axes[row, column].set_title(name, fontsize=10)
@@ -363,9 +363,8 @@ def film(shots: list[dict], title: str, panel: int, classes: "data.Classes" = da
     height = -(-(high + (58 + 18 * rows) * panel / 320) // 16) * 16
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     top = 1 - (46 * panel / 320 + high) / height
-    panels = []
-    for i, (name, options) in enumerate((("colour", {}), ("labels", {}),
-                                         ("depth", dict(cmap="viridis", vmin=0, vmax=max(float(s["depth"].max()) for s in shots))))):
+    panels, far = [], max(float(shot["depth"].max()) for shot in shots)
+    for i, (name, options) in enumerate((("colour", {}), ("labels", {}), ("depth", dict(cmap="viridis", vmin=0, vmax=far)))):
         axis = figure.add_axes(((i + 0.02) * panel / width, top, 0.96 * panel / width, high / height))
         axis.set_title(name, fontsize=font, pad=3)
         axis.set_axis_off()
@@ -397,8 +396,8 @@ def check_video(path: Path) -> None:
 
 
 def fly_through(model, scene, device, path: Path, title: str, frames: int, views: int = 8, rate: int = 12) -> None:
-    """Write a film of `frames` views on a smooth path along the scene's source cameras, `rate` a second. The path starts and ends at
-    a source camera and passes the others: it stays among what they see."""
+    """Write a film of `frames` views on a smooth path along the scene's source cameras, `rate` a second. The path starts and ends
+    at a source camera and passes the others: it stays among what they see."""
     config = model.config
     model.to(device).eval()
     ids = source_views(scene, views)
@@ -436,7 +435,8 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
                         "and fine-tuning views to FOLDER/SCENE/FRAME.png, for 07 and 09 --labels")
-    parser.add_argument("--video", default=None, metavar="FILE", help="instead of evaluating: a fly-through of the first scene, .mp4 or .gif")
+    parser.add_argument("--video", default=None, metavar="FILE",
+                        help="instead of evaluating: a fly-through of the first scene, .mp4 or .gif")
     parser.add_argument("--frames", type=int, default=60, help="of --video, 12 a second")
     args = parser.parse_args()
 

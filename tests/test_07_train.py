@@ -453,6 +453,7 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
     (["--scene", "ROOT", "--tau", "1.5"], ["--tau 1.5"]),
     (["--scene", "ROOT", "--height", "20"], ["--height 20"]),
     (["--scene", "ROOT", "--finetune", "nothing.pt"], ["nothing.pt", "no such checkpoint"]),
+    (["--export", "weights.pt"], ["--export weights.pt", "--resume --out"]),
 ])
 def test_bad_input_ends_with_one_clear_line_and_status_2(root, tmp_path, arguments, words):
     arguments = [str(root) if a == "ROOT" else a for a in arguments]

@@ -233,6 +233,22 @@ def test_pseudo_labels_are_the_2d_segmenters_and_training_reads_them(work):
     assert missing.returncode == 2 and "--labels" in missing.stderr and "Traceback" not in missing.stderr
 
 
+def test_the_sheet_marks_the_wrong_pixels_and_leaves_out_what_has_no_truth(tmp_path):
+    def sheet(wrong: int, depth: float, labels: bool) -> np.ndarray:
+        """One view of grey wall of which `wrong` rows are called floor; its depth, 0 for none."""
+        shot = {"frame": "7", "psnr": 20.0, "miou": 50.0 if labels else None, "colour": torch.full((40, 50, 3), 0.5),
+                "truth": torch.full((40, 50, 3), 0.5), "labels": torch.zeros(40, 50, dtype=torch.long),
+                "true_labels": torch.full((40, 50), 0 if labels else data.IGNORE), "depth": torch.ones(40, 50),
+                "true_depth": torch.full((40, 50), depth)}
+        shot["labels"][:wrong] = 1
+        evaluation.evaluation_sheet(tmp_path / "sheet.png", "title", [shot], labels)
+        return iio.imread(tmp_path / "sheet.png")[..., :3].astype(int)
+    orange = lambda picture: (np.abs(picture - [214, 94, 0]).max(-1) < 3).sum()
+    none, half, bare = sheet(0, 2.0, True), sheet(20, 2.0, True), sheet(0, 0.0, False)
+    assert orange(none) == 0 and orange(half) > 5_000
+    assert bare.shape[1] < 0.6 * none.shape[1]                                # 3 of 9 columns
+
+
 # ---------------------------------------------------------------------------------------------------- weights, curves, films
 
 def test_exported_weights_are_the_run_in_half_precision_without_the_optimiser(work):
@@ -246,14 +262,19 @@ def test_exported_weights_are_the_run_in_half_precision_without_the_optimiser(wo
         assert x.dtype == torch.float32 and torch.equal(x, whole["model"][name].half().float())
     assert (work / "weights/small.pt").stat().st_size < (work / "run/checkpoint.pt").stat().st_size / 5
     assert hashlib.sha256((work / "weights/small.pt").read_bytes()).hexdigest() in done.stdout
+    (work / "given").mkdir()
+    shutil.copy(work / "weights/small.pt", work / "given/checkpoint.pt")
+    done = subprocess.run([sys.executable, str(ROOT / "07_train.py"), "--resume", "--out", "given"], cwd=work, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and "--finetune" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_weights_are_evaluated_on_the_same_rooms_where_those_were_never_made(work, tmp_path):
     state = torch.load(work / "run/checkpoint.pt", weights_only=True)
     state["run"]["root"] = "somewhere/else"
     training.export_weights(tmp_path / "small.pt", state)
-    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "small.pt", "--video", "out.gif", "--frames", "3"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "small.pt", "--video", "out.gif",
+                           "--frames", "3"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     film = iio.imread(tmp_path / "out.gif")[..., :3]
     assert len(film) == 3
@@ -299,8 +320,8 @@ def check_film(film: np.ndarray, panel: int) -> None:
 
 
 def test_a_fly_through_has_its_frames_its_size_and_three_different_channels(work):
-    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--video", "films/out.mp4",
-                           "--frames", "5"], cwd=work, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--frames", "5",
+                           "--video", "films/out.mp4"], cwd=work, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "rendering the fly-through" in done.stderr and not (work / "films/metrics.json").exists()
     film = iio.imread(work / "films/out.mp4", plugin="FFMPEG")
@@ -318,7 +339,9 @@ def test_a_film_shows_colours_labels_and_depth_of_each_frame():
     assert second[row, 400].tolist() == [253, 231, 36] and first[row, 400].tolist() != [253, 231, 36]      # viridis: 4 m is the top
 
 
-@pytest.mark.parametrize("flags, words", [(["--video", "out.avi"], ".mp4 or .gif"), (["--video", "out.gif", "--frames", "1"], "at least 2")])
+@pytest.mark.parametrize("flags, words", [
+    (["--video", "out.avi"], ".mp4 or .gif"),
+    (["--video", "out.gif", "--frames", "1"], "at least 2")])
 def test_a_film_that_cannot_be_made_is_refused_at_once(work, flags, words):
     done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", *flags], cwd=work,
                           capture_output=True, text=True)

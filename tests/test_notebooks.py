@@ -50,7 +50,8 @@ def test_it_asks_for_a_prediction_before_it_shows_an_answer(name):
     asked = [i for i, cell in enumerate(both) if cell["cell_type"] == "markdown" and "**Predict" in cell["source"]]
     assert len(asked) >= 3
     for i in asked:                           # the answer: a computed cell, right below
-        assert both[i + 1]["cell_type"] == "code" and both[i]["source"].rindex("**Predict") > both[i]["source"].rfind("**What happened")
+        text = both[i]["source"]
+        assert both[i + 1]["cell_type"] == "code" and text.rindex("**Predict") > text.rfind("**What happened")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
