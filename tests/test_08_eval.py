@@ -241,12 +241,12 @@ def test_the_sheet_marks_the_wrong_pixels_and_leaves_out_what_has_no_truth(tmp_p
                 "true_labels": torch.full((40, 50), 0 if labels else data.IGNORE), "depth": torch.ones(40, 50),
                 "true_depth": torch.full((40, 50), depth)}
         shot["labels"][:wrong] = 1
-        evaluation.evaluation_sheet(tmp_path / "sheet.png", "title", [shot], labels)
+        evaluation.evaluation_sheet(tmp_path / "sheet.png", "title", [shot], labels, semantic=labels)
         return iio.imread(tmp_path / "sheet.png")[..., :3].astype(int)
     orange = lambda picture: (np.abs(picture - [214, 94, 0]).max(-1) < 3).sum()
     none, half, bare = sheet(0, 2.0, True), sheet(20, 2.0, True), sheet(0, 0.0, False)
     assert orange(none) == 0 and orange(half) > 5_000
-    assert bare.shape[1] < 0.6 * none.shape[1]                                # 3 of 9 columns
+    assert bare.shape[1] < 0.6 * none.shape[1]                                # 4 of 9 columns
 
 
 # ---------------------------------------------------------------------------------------------------- weights, curves, films
