@@ -3,6 +3,7 @@
 The recipes themselves run through the real command at smoke size in .ci/run; here the commands are recorded, and a small stand-in
 writes what they would have written."""
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -41,9 +42,10 @@ class Recorder(tables.Bench):
             base = training.PRESETS["laptop"] if "--finetune" in flags else {}
             config = training.Config(**{**base, **{name: kinds[name](value) for name, value in given.items()}})
             model = training.SRay(config)
-            steps = range(config.keep_every, config.steps + 1, config.keep_every) if config.keep_every else ()
-            for path in (out / "checkpoint.pt", *(out / f"checkpoint_{i}.pt" for i in steps)):
-                training.save_checkpoint(path, model, torch.optim.Adam(model.parameters()), config.steps, {"train": list("abcde"), "test": ["u"], "root": "rooms"})
+            training.save_checkpoint(out / "checkpoint.pt", model, torch.optim.Adam(model.parameters()), config.steps,
+                                     {"train": list("abcde"), "test": ["u"], "root": "rooms"})
+            for i in range(config.keep_every, config.steps + 1, config.keep_every) if config.keep_every else ():
+                os.link(out / "checkpoint.pt", out / f"checkpoint_{i}.pt")
         elif script == "09_semantic_nerf.py":
             at = [int(x) for x in flags[flags.index("--evaluate-at") + 1].split(",")] + [int(flags[flags.index("--steps") + 1])]
             (out / "checkpoint.pt").write_text("")
