@@ -85,7 +85,10 @@ class Bench:
         return self.trained("segmenter", **SEGMENTER, targets=2, extra_views=SEGMENTER_IMAGES[size] - 1, steps=SEGMENTER_STEPS[size])
 
     def trained(self, name: str = "", **changes) -> Path:
-        """A training of the preset with these settings changed -> its folder, with a finished checkpoint."""
+        """A training of the preset with these settings changed -> its folder, with a finished checkpoint. With --checkpoint, those
+        weights stand for the training with nothing changed."""
+        if self.args.checkpoint and not name and not changes:
+            return self.given(Path(self.args.checkpoint))
         settings = {**PRESETS[self.args.size], **changes}
         if not name and self.args.size in ("quick", "laptop"):
             settings["encoder"] = str(self.segmenter() / "checkpoint.pt")
@@ -101,6 +104,18 @@ class Bench:
             model, state = training.load_checkpoint(checkpoint)
             if state["step"] < model.config.steps:
                 self.run("07_train.py", "--resume", "--no-eval", "--out", out)
+        return out
+
+    def given(self, weights: Path) -> Path:
+        """Somebody's weights -> a folder of ours with a copy of them, to work in; unseen rooms are made where they are not on disk."""
+        _, state = training.load_checkpoint(weights)
+        out = self.runs / f"given-{weights.stem}-{hashlib.sha256(weights.read_bytes()).hexdigest()[:6]}"
+        self.commands.append(f"(weights: {weights})")
+        if not (out / "checkpoint.pt").exists():
+            data.write_atomically(out / "checkpoint.pt", lambda file: file.write(weights.read_bytes()))
+        run = state["run"]
+        if run["data"] == "rooms" and not all((Path(run["root"]) / name / "color").is_dir() for name in run["test"]):
+            data.find_dataset("rooms", run["root"] if Path(run["root"]).is_dir() else None, 0, len(run["test"]))
         return out
 
     def evaluated(self, checkpoint: Path, name: str = "eval", *flags) -> dict:
@@ -359,7 +374,7 @@ def table_12(bench: Bench) -> tuple[list, list]:
     return ["steps (the paper's)", *names, *(f"paper: {n}" for n in names)], rows
 
 
-UNIT = {"smoke": 2, "quick": 10, "laptop": 80, "paper": 2000}                # Tables 5 and 13: the paper's 2k steps, at each size
+UNIT = {"smoke": 2, "quick": 10, "laptop": 40, "paper": 2000}                # Tables 5 and 13: the paper's 2k steps, at each size
 
 
 def steps_of(name: str, bench: Bench) -> int:
@@ -780,6 +795,8 @@ def code_version() -> str:
 def facts_of(what: str, bench: Bench) -> dict:
     """What made a table or figure: command, data, settings, seeds, code, hardware, seconds, every command."""
     settings = {key: value for key, value in PRESETS[bench.args.size].items() if key != "preset"}
+    if bench.args.checkpoint:
+        settings = {"weights": bench.args.checkpoint}
     return {"what": what, "command": " ".join(["python", *sys.argv]), "data": bench.args.data or "rooms", "settings": settings,
             "preset": PRESETS[bench.args.size]["preset"], "seeds": list(range(bench.args.seeds)), "code": code_version(),
             "hardware": benchmark.hardware(Namespace(device="cpu")), "seconds_of_this_call": round(bench.seconds),
@@ -835,6 +852,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny trainings: to see that it works, not what it shows")
     parser.add_argument("--preset", choices=["laptop", "paper", "smoke"], default="laptop")
     parser.add_argument("--data", default=None, help="folder of ScanNet scenes [rooms]")
+    parser.add_argument("--checkpoint", default=None, help="Tables 5, 7, 13, beyond and the figures: of these weights, instead of a training "
+                        "of the preset")
     parser.add_argument("--rooms", type=int, default=None, help="rooms to train on [the preset's]")
     parser.add_argument("--steps", type=int, default=None, help="training steps [the preset's]")
     parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4 and beyond, else 1; with --quick 1]")
@@ -845,7 +864,9 @@ def main() -> None:
     args = parser.parse_args()
     args.size = "quick" if args.quick else args.preset
     PRESETS[args.size] |= {key: value for key, value in (("train_rooms", args.rooms), ("steps", args.steps)) if value}
-    seeds = args.seeds
+    seeds = args.seeds or (1 if args.checkpoint else None)
+    if args.checkpoint and args.what in ("1", "2", "3", "4", "6", "12", "all"):
+        raise data.DataError(f"--checkpoint: {args.what} compares trainings; it is for 5, 7, 13, beyond and the figures")
     for what in WHAT if args.what == "all" else [args.what]:
         args.seeds = seeds or (3 if what in ("2", "3", "4", "beyond") and args.size in ("laptop", "paper") else 1)
         bench = Bench(args)

@@ -25,7 +25,7 @@ class Recorder(tables.Bench):
     """A Bench whose scripts write their files at once: metrics depend on the flags alone, so rows can be told apart."""
 
     def __init__(self, folder, seeds=1, size="smoke"):
-        super().__init__(Namespace(size=size, seeds=seeds, data=None, runs=str(folder), out=str(folder), captures=None, lpips=False))
+        super().__init__(Namespace(size=size, seeds=seeds, data=None, runs=str(folder), out=str(folder), captures=None, lpips=False, checkpoint=None))
         self.ran = []
 
     def run(self, script, *flags):
@@ -106,6 +106,19 @@ def test_a_finished_table_runs_nothing_again_and_an_unfinished_training_is_resum
     third.run = lambda script, *flags: third.ran.append((script, flags))
     third.trained()
     assert [(script, "--resume" in flags) for script, flags in third.ran] == [("07_train.py", True)]
+
+
+def test_given_weights_stand_for_the_training_with_nothing_changed(tmp_path):
+    model = training.SRay(training.Config(height=48, width=64))
+    run = {"train": [], "test": ["u"], "root": "rooms", "data": "path", "finetuned": False, "seconds": 1.0, "command": ""}
+    training.save_checkpoint(tmp_path / "some.pt", model, torch.optim.Adam(model.parameters()), 7, run)
+    bench = Recorder(tmp_path / "runs")
+    bench.args.checkpoint = str(tmp_path / "some.pt")
+    assert (bench.trained() / "checkpoint.pt").read_bytes() == (tmp_path / "some.pt").read_bytes() and bench.ran == []
+    tables.table_7(bench)
+    assert {script for script, _ in bench.ran} == {"08_eval.py"}
+    bench.trained(tau=0.5)
+    assert bench.ran[-1][0] == "07_train.py"
 
 
 def test_seeds_give_a_mean_a_spread_and_a_paired_difference(tmp_path):
