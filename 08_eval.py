@@ -20,6 +20,7 @@ Dimension key: L classes, H, W image size.     Test: pytest tests/test_08_eval.p
 """
 import argparse
 import importlib.util
+import io
 import json
 import platform
 import sys
@@ -32,6 +33,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image                      # imageio's own: it reads and writes pictures with it
 from torch import Tensor
 from tqdm import tqdm
 
@@ -363,7 +365,7 @@ def film(shots: list[dict], title: str, panel: int, classes: "data.Classes" = da
     height = -(-(high + (58 + 18 * rows) * panel / 320) // 16) * 16
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     top = 1 - (46 * panel / 320 + high) / height
-    panels, far = [], max(float(shot["depth"].max()) for shot in shots)
+    panels, far = [], float(np.quantile(torch.stack([shot["depth"] for shot in shots]).numpy(), 0.995))      # not one stray pixel's
     for i, (name, options) in enumerate((("colour", {}), ("labels", {}), ("depth", dict(cmap="viridis", vmin=0, vmax=far)))):
         axis = figure.add_axes(((i + 0.02) * panel / width, top, 0.96 * panel / width, high / height))
         axis.set_title(name, fontsize=font, pad=3)
@@ -385,6 +387,19 @@ def film(shots: list[dict], title: str, panel: int, classes: "data.Classes" = da
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
     plt.close(figure)
     return pictures
+
+
+def gif(pictures: list[np.ndarray], rate: float) -> bytes:
+    """Pictures (h, w, 3) uint8, `rate` a second -> the bytes of a looping gif. One palette of 256 colours for all frames, in which every
+    class keeps its own: with a palette a frame, the legend's colours of classes out of sight would go to others."""
+    h, w = pictures[0].shape[:2]
+    classes = data.PALETTE[np.arange(h) * len(data.PALETTE) // h][:, None].repeat(h, axis=1)      # (h, h, 3) a stripe each
+    some = np.concatenate([classes, *pictures[::max(1, len(pictures) // 8)]], axis=1)
+    palette = Image.fromarray(some).quantize(256)
+    frames = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    written = io.BytesIO()
+    frames[0].save(written, "gif", save_all=True, append_images=frames[1:], duration=1000 / rate, loop=0)
+    return written.getvalue()
 
 
 def check_video(path: Path) -> None:
@@ -415,7 +430,7 @@ def fly_through(model, scene, device, path: Path, title: str, frames: int, views
     if path.suffix == ".mp4":
         written = iio.imwrite("<bytes>", pictures, extension=".mp4", plugin="FFMPEG", fps=rate)
     else:
-        written = iio.imwrite("<bytes>", pictures, extension=".gif", duration=1000 / rate, loop=0)
+        written = gif(pictures, rate)
     data.write_atomically(path, lambda file: file.write(written))
     h, w = pictures[0].shape[:2]
     print(f"{path}: {frames} frames of {w}x{h}, {rate} a second, {len(written) / 1e6:.1f} MB")

@@ -339,6 +339,15 @@ def test_a_film_shows_colours_labels_and_depth_of_each_frame():
     assert second[row, 400].tolist() == [253, 231, 36] and first[row, 400].tolist() != [253, 231, 36]      # viridis: 4 m is the top
 
 
+def test_a_gif_keeps_every_classs_colour_in_every_frame(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (5, 80, 112, 3)).astype(np.uint8)           # more colours than a gif has
+    noise[:, 70:75, :100] = data.PALETTE.repeat(5, axis=0)                                        # a legend
+    (tmp_path / "out.gif").write_bytes(evaluation.gif(list(noise), 12))
+    film = iio.imread(tmp_path / "out.gif")[..., :3].astype(int)
+    assert film.shape == noise.shape
+    assert np.abs(film[:, 72, 2:100:5] - data.PALETTE).max() <= 12                                # a palette a frame: far off
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--video", "out.avi"], ".mp4 or .gif"),
     (["--video", "out.gif", "--frames", "1"], "at least 2")])
