@@ -132,7 +132,7 @@ def write_replica(folder: Path, box, count: int = 20, ids=(93, 40, 0, 31, 20, 10
     (sequence / "traj_w_c.txt").write_text("\n".join(lines) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------- a known point at a known pixe
+# --------------------------------------------------------------------------------------------------- a known point at a known pixel
 
 def pixel_of(point, scene) -> np.ndarray:
     """Where the first camera of a scene sees a world point: u, v, depth."""
