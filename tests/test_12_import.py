@@ -52,7 +52,7 @@ def frames_of(room: Path):
     return [(i, np.loadtxt(room / f"pose/{i}.txt"), room / f"color/{i}.jpg") for i in range(20)], K
 
 
-# ---------------------------------------------------------------------------------------------------- writers, one for each layout
+# -------------------------------------------------------------------------------------------------- writers, one for each layout
 
 def write_nerfstudio(room: Path, folder: Path, **extra) -> None:
     (folder / "images").mkdir(parents=True)
@@ -132,7 +132,7 @@ def write_replica(folder: Path, box, count: int = 20, ids=(93, 40, 0, 31, 20, 10
     (sequence / "traj_w_c.txt").write_text("\n".join(lines) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------- a known point at a known pixe
+# --------------------------------------------------------------------------------------------------- a known point at a known pixel
 
 def pixel_of(point, scene) -> np.ndarray:
     """Where the first camera of a scene sees a world point: u, v, depth."""
@@ -666,7 +666,24 @@ def test_the_unit_of_a_scene_with_near_far_does_not_matter(box_folder, tmp_path)
     assert batch.sources.near_far.tolist() == [[4, 60]] * 2                   # training sees the same range
 
 
-# ---------------------------------------------------------------------------------------------------- 07 and 08 on what was importe
+def test_the_views_chosen_do_not_depend_on_the_unit_either():
+    """Positions and directions both count: in a scene fifty times as large, fifty times as much is a metre."""
+    class Poses:
+        folder = "none"
+        __len__ = lambda self: 30
+
+        def __init__(self, size):
+            generator = np.random.default_rng(0)
+            self.c2w, self.near_far = torch.eye(4).repeat(30, 1, 1), (0.4 * size, 8.0 * size)
+            for pose, a in zip(self.c2w, generator.uniform(-1.5, 1.5, 30)):
+                pose[0, 0], pose[0, 2], pose[2, 0], pose[2, 2] = np.cos(a), np.sin(a), -np.sin(a), np.cos(a)
+            self.c2w[:, :3, 3] = torch.from_numpy(size * generator.uniform(-1, 1, (30, 3))).float()
+    assert data.protocol(Poses(1)) == data.protocol(Poses(50))
+    draw = lambda size: data.training_pair(Poses(size), 4, torch.Generator().manual_seed(1), pool=6)
+    assert draw(1) == draw(50)
+
+
+# ------------------------------------------------------------------------------------------------- 07 and 08 on what was imported
 
 def weights(path: Path, classes=data.SCANNET) -> Path:
     """A checkpoint of random weights, as 07 writes it."""
