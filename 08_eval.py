@@ -436,6 +436,9 @@ def fly_through(model, scene, device, path: Path, title: str, frames: int, views
     print(f"{path}: {frames} frames of {w}x{h}, {rate} a second, {len(written) / 1e6:.1f} MB")
 
 
+RESIZED = ("height", "width", "coarse", "fine", "keep", "chunk")    # what an evaluation may choose otherwise than the training did
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="written by 07_train.py")
@@ -446,6 +449,8 @@ def main() -> None:
     parser.add_argument("--out", default=None, help="folder for metrics.json and pictures [eval beside the checkpoint]")
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
+    for name in RESIZED:
+        parser.add_argument(f"--{name}", type=int, default=None, help=f"{training.Config.__dataclass_fields__[name].metadata['help']} [the run's]")
     parser.add_argument("--lpips", action="store_true", help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
@@ -465,6 +470,10 @@ def main() -> None:
     training.prepare_cpu()
     rank, world = training.join_processes()
     model, state = training.load_checkpoint(args.checkpoint)
+    for name in RESIZED:                      # every part of the model holds this one config
+        if getattr(args, name) is not None:
+            setattr(model.config, name, getattr(args, name))
+    training.check(model.config)
     config, run, names = model.config, state["run"], args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]

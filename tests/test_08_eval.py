@@ -191,6 +191,15 @@ def test_too_few_frames_for_the_protocol_is_refused_before_rendering(work):
     assert done.returncode == 2 and "14 usable frames" in done.stderr and not (work / "none").exists()
 
 
+def test_an_evaluation_may_have_a_size_and_samples_of_its_own(work):
+    metrics = evaluate(work, "--out", "out", "--height", 40, "--width", 56, "--coarse", 3, "--fine", 4)
+    assert metrics["config"]["height"] == 40 and metrics["config"]["width"] == 56 and metrics["config"]["fine"] == 4
+    assert "56x40" in metrics["screen"]
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--height", "8"], cwd=work,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "--height 8" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_more_than_8_source_views_borrow_fine_tuning_views_and_never_test_views():
     class Poses:
         c2w = torch.eye(4).repeat(24, 1, 1)
