@@ -58,7 +58,7 @@ class Fork:
     def __init__(self, arguments: list[str], cwd: Path, script: str = "07_train.py", **environment: str):
         if Fork.context is None:
             Fork.context = multiprocessing.get_context("forkserver")
-            Fork.context.set_forkserver_preload(["kill", "08_eval"])
+            Fork.context.set_forkserver_preload(["kill", "08_eval", "matplotlib.pyplot"])
             os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), str(REPO / "tests")])          # for the server to find these
         self.process = Fork.context.Process(target=run_main, args=([str(a) for a in arguments], cwd, script, environment))
         self.process.start()
@@ -75,8 +75,11 @@ class Fork:
 
 
 def run_main(arguments: list[str], cwd: Path, script: str, environment: dict[str, str]) -> None:
-    """A script's main() in this process, one thread, its output in cwd/output.txt."""
+    """A script's main() in this process, one thread, its output in cwd/output.txt. FILE_SIZE limits the files it may write."""
     torch.set_num_threads(1)
+    if "FILE_SIZE" in environment:
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["FILE_SIZE"]),) * 2)
     os.environ.update(environment)
     os.chdir(cwd)
     log = os.open("output.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
@@ -121,9 +124,10 @@ def point(root: Path, work: Path, seconds: list[float], start=Command, flags: tu
         if status is None:
             process.kill()
             rest = [p.name for p in run.glob(".checkpoint*")] if run.is_dir() else []
-            log = (run / "log.csv").read_text().count("\n") if (run / "log.csv").exists() else 0
-            killed.append("before its first checkpoint" if not (run / "checkpoint.pt").exists() else
-                          f"with {log} lines of log" + (", writing a checkpoint" if rest else ""))
+            there = (run / "checkpoint.pt").exists()
+            step = torch.load(run / "checkpoint.pt", weights_only=True)["step"] if there else -1
+            killed.append("before its first checkpoint" if not there else f"after the checkpoint of step {step}"
+                          + ", writing the next" * bool(rest) + ", training done" * (f"--steps {step}" in " ".join(FLAGS)))
             continue
         assert status == 0, (work / "output.txt").read_text()[-2000:]
         break
@@ -138,14 +142,16 @@ def main() -> None:
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="kill"))
     import_module("00_rooms").make_rooms(work / "rooms", [0, 9000], frames=24, width=64, height=48, workers=1)
-    expected, duration = whole(work / "rooms", work / "whole")
-    print(f"a whole run and its evaluation: {duration:.1f} s", flush=True)
+    kinds = [("--no-eval",), ()]                                              # every second point evaluates as well
+    wholes = [whole(work / "rooms", work / f"whole{i}", flags=flags) for i, flags in enumerate(kinds)]
+    print(f"a whole run: {wholes[0][1]:.1f} s, with its evaluation {wholes[1][1]:.1f} s", flush=True)
     random.seed(args.seed)
     different = 0
     for i in range(args.points):
         shares = [random.random() for _ in range(1 + (random.random() < 0.5))]
+        flags, (expected, duration) = kinds[i % 2], wholes[i % 2]
         for attempt in range(10):                                             # sooner, if it ended before it could be killed
-            got, killed = point(work / "rooms", work / f"point{i}-{attempt}", [share * duration for share in shares])
+            got, killed = point(work / "rooms", work / f"point{i}-{attempt}", [share * duration for share in shares], flags=flags)
             if killed:
                 break
             shares = [share / 2 for share in shares]
