@@ -43,6 +43,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -690,6 +691,8 @@ def prepare_cpu() -> None:
     """Two settings for training and rendering on a CPU (README, "Speed"). glibc, which gives every large buffer back to the system and
     takes page faults for the next one, is told to keep them; elsewhere than on glibc, nothing. And numbers below 1e-38 become
     zero, because a CPU computes with them by a slow way and vanishing gradients may be full of them."""
+    for kind in (np.float32, np.float64):      # asked for its limits without denormals, numpy would warn: ask now, it remembers
+        np.finfo(kind)
     torch.set_flush_denormal(True)             # holds for this thread and those it starts
     try:
         libc = ctypes.CDLL(None)
