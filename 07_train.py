@@ -631,6 +631,8 @@ def training_curves(folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if not (folder / "log.csv").exists():
+        return
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "source": "source-view loss (nats)",

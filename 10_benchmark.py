@@ -181,13 +181,13 @@ class Job:
         with torch.no_grad():
             sources = self.model.encode(s)
             z, points, origin = self.ray()
-            context = level.reprojection(points, origin, *sources)
+            context = level.reprojection(points, origin, *sources[:4])
             seen = level.geometry(*context)
             refined, w = level.cra(context.M, context.mask), torch.rand(context.mask.shape, device=self.device)
             logits = torch.randn(self.rays, self.samples, len(data.CLASSES), device=self.device)
         M, mask = context.M.requires_grad_(), context.mask
         if name == "reprojection":
-            return (lambda features: level.reprojection(points, origin, features, *sources[1:]).M), (
+            return (lambda features: level.reprojection(points, origin, features, *sources[1:4]).M), (
                 sources.features.requires_grad_(),)
         if name == "geometry":
             return (lambda M, *rest: level.geometry(M, *rest)[:2]), (M, *context[1:])
