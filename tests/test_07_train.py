@@ -342,7 +342,7 @@ def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
 
 
 def test_a_model_can_overfit_one_view(scene):
-    config = replace(SMALL, rays=256, coarse=16, fine=16, views=4)
+    config = replace(SMALL, rays=128, coarse=12, fine=12, views=4)
     model = make_model(config).train()
     views, target = scene.views([9, 10, 12, 13]), scene.views([11])[0]
     truth, labels = target.images.flatten(1).T, target.labels.flatten()
