@@ -600,14 +600,14 @@ def unseen(checkpoint: Path, which: int = 0) -> Shown:
     return Shown(model, name, model.encode(views), views, scene.views(test_ids))
 
 
-def truly_visible(points: Tensor, views) -> Tensor:
-    """Points (..., 3) -> (..., V) bool: in a view's image and not behind what its true depth shows there (within 5%)."""
+def truly_visible(points: Tensor, views, tolerance: float = 1.05) -> Tensor:
+    """Points (..., 3) -> (..., V) bool: in a view's image and not behind what its true depth shows there (by 5%)."""
     V, H, W = views.depth.shape
     uv, z = data.project(points, views.K, views.c2w)                          # (..., V, 2), (..., V)
     u, v = uv.round().long().unbind(-1)
     inside = (z > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
     depth = views.depth[torch.arange(V), v.clamp(0, H - 1), u.clamp(0, W - 1)]
-    return inside & (z < 1.05 * depth)
+    return inside & (z < tolerance * depth)
 
 
 def rank_agreement(score: Tensor, truth: Tensor) -> float:
@@ -643,10 +643,11 @@ def figure_1(bench: Bench, plt) -> tuple:
         received = maps.mean(2).permute(0, 2, 1)                              # (R, S, V): mean over the readers
         agreement += [rank_agreement(received[:, :, v][mask[:, :, v]], visible[:, :, v][mask[:, :, v]]) for v in range(mask.shape[2])]
     agreement = [a for a in agreement if a == a]
-    pixel = torch.tensor([[W * 0.5, H * 0.55]]).round()
-    maps, mask, visible, z = attention_received(shown, 1, pixel)
-    # the views in which this ray is partly seen and partly hidden say most
-    chosen = ((visible & mask).float().mean(1) - 0.5).abs()[0].argsort()[:3].tolist()
+    # the ray, and the three views, in which most samples are partly seen and partly hidden
+    _, mask, visible, _ = attention_received(shown, 1, some)
+    mixed = 0.5 - ((visible & mask).float().mean(1) - 0.5).abs()              # (R, V)
+    maps, mask, visible, z = attention_received(shown, 1, some[mixed.topk(3, dim=1).values.sum(1).argmax()][None])
+    chosen = mixed[mixed.topk(3, dim=1).values.sum(1).argmax()].topk(3).indices.tolist()
     picture = encoder.pca_picture(shown.sources.features)
     figure, axes = plt.subplots(3, 3, figsize=(11, 9.6), layout="constrained", height_ratios=[1, 1, 1.5])
     for column, v in enumerate(chosen):
@@ -678,19 +679,27 @@ def figure_2(bench: Bench, plt) -> tuple:
     """View weights beside the source views they weigh, for three query rays: each number is a view's weight averaged over the samples
     by rendering weight. A cross marks where the surface point (true depth) falls; the title is green where the view truly sees it."""
     shown = unseen(bench.trained() / "checkpoint.pt")
-    view, (H, W), V = shown.targets[1], shown.targets.depth.shape[1:], len(shown.source_views.K)
+    (H, W), V = shown.targets.depth.shape[1:], len(shown.source_views.K)
     grid = data.pixel_grid(H, W)
-    points = data.unproject(grid, view.depth.flatten(), view.K, view.c2w)     # (H*W, 3)
-    visible = truly_visible(points, shown.source_views)                       # (H*W, V)
+    looks = []
+    for target in range(len(shown.targets.K)):                                # the test view with most hidden points says most
+        view = shown.targets[target]
+        points = data.unproject(grid, view.depth.flatten(), view.K, view.c2w)                     # (H*W, 3)
+        uv, z = data.project(points, shown.source_views.K, shown.source_views.c2w)
+        inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= W - 1) & (uv[..., 1] <= H - 1)      # (H*W, V)
+        visible = truly_visible(points, shown.source_views)                   # (H*W, V)
+        # clearly hidden: by a fifth of the depth, so that it is no matter of an edge's pixel
+        hidden = inside & ~truly_visible(points, shown.source_views, tolerance=1.2) & (view.depth.flatten() > 0)[:, None]
+        looks.append((int((hidden.any(1) & visible.any(1)).sum()), view, uv, inside, visible, hidden))
+    _, view, uv, inside, visible, hidden = max(looks, key=lambda look: look[0])
     parts = [shown.model(shown.sources, pixels, view.K, view.c2w, fine_only=True)["fine"] for pixels in grid.split(512)]
     w, weights = (torch.cat([p[key] for p in parts]) for key in ("w", "weights"))
     w = torch.einsum("rs,rsv->rv", weights, w) / weights.sum(1, keepdim=True).clamp(min=1e-6)     # (H*W, V)
-    known = (view.depth.flatten() > 0) & visible.any(1) & ~visible.all(1)
-    uv, z = data.project(points, shown.source_views.K, shown.source_views.c2w)
-    inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= W - 1) & (uv[..., 1] <= H - 1)
-    hidden = (inside & ~visible & known[:, None]).sum(1)                      # (H*W,): views in which something stands before it
-    # of each third of the picture, the pixel that is hidden in most views
-    pick = [int((hidden * ((grid[:, 0] * 3 / W).long() == third)).argmax()) for third in range(3)]
+    known = hidden.any(1) & visible.any(1)                                    # seen by some, hidden from some
+    pick, score = [], hidden.sum(1) * known + 1e-3 * visible.sum(1)           # (H*W,): three pixels apart, hidden from most
+    for _ in range(3):
+        pick.append(int(score.argmax()))
+        score = score * ((grid - grid[pick[-1]]).norm(dim=1) > W / 5)
     figure, axes = plt.subplots(3, V + 1, figsize=(1.9 * (V + 1), 5.4), layout="constrained", squeeze=False)
     for row, i in zip(axes, pick):
         row[0].imshow(view.images.permute(1, 2, 0))
@@ -705,11 +714,11 @@ def figure_2(bench: Bench, plt) -> tuple:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle(f"{shown.name}: view weights w of three query rays (eq. 3, τ = {shown.model.config.tau})")
-    seen, not_seen = w[known][visible[known]], w[known][(inside & ~visible)[known]]
-    note = (f"Over the {int(known.sum())} pixels of this view that some source views see and some do not: mean weight {seen.mean():.4f} where "
-            f"the view sees the point, {not_seen.mean():.4f} where something hides it in its image, 1/{V} = {1 / V:.4f} would be the mean; "
-            f"a view that sees the point outweighs one that does not in {rank_agreement(w[known][inside[known]], visible[known][inside[known]]):.1f}% "
-            "of pairs (50 is chance).")
+    seen, not_seen = w[known][visible[known]], w[known][hidden[known]]
+    order = rank_agreement(torch.cat([seen, not_seen]), torch.arange(len(seen) + len(not_seen)) < len(seen))
+    note = (f"Over the {int(known.sum())} pixels of this view that some source views see and from some something hides (by 20% of the depth or more): "
+            f"mean weight {seen.mean():.4f} where the view sees the point, {not_seen.mean():.4f} where it is hidden; a weight of the first kind is "
+            f"above one of the second in {order:.1f}% of pairs (50 is chance).")
     return figure, note
 
 
