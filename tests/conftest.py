@@ -4,6 +4,10 @@ The scene is the inside of a textured box, computed ray by ray in numpy: colour,
 seen by every view that has it in its image (a box is convex), and nothing of the project helps to make it.
 """
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:                          # make test: two processes, a core each
+    os.environ["OMP_NUM_THREADS"] = "1"                          # torch reads it at its start; the scripts started by tests inherit it
+
 import shutil
 import sys
 from pathlib import Path

@@ -348,7 +348,7 @@ def test_a_model_can_overfit_one_view(scene):
     truth, labels = target.images.flatten(1).T, target.labels.flatten()
     grid = data.pixel_grid(48, 64)
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for step in range(150):
+    for step in range(100):
         pick = torch.randint(len(grid), (config.rays,), generator=torch.Generator().manual_seed(step))
         batch = training.Batch(views, target.K, target.c2w, grid[pick], truth[pick], labels[pick], views.images[:0], views.labels[:0])
         training.training_step(model, [batch], step)
