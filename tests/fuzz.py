@@ -1,7 +1,7 @@
 """Damage a small scene in random ways and read it: each time training or evaluation must succeed, or end with one clear line and
 status 2. No traceback, no hang, no more memory than a limit.
 
-    python tests/fuzz.py                  300 cases, about three minutes; exit status 1 if one of them fails
+    python tests/fuzz.py                  300 cases, about five minutes; exit status 1 if one of them fails
     python tests/fuzz.py --first 17 --cases 1 --verbose        one case again
 
 A case is a function of (seed, number). Nineteen of twenty run main() of 07_train.py or 08_eval.py in one process that has

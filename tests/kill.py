@@ -1,7 +1,7 @@
 """Kill training with SIGKILL at random moments, resume it, and compare what it ends with to a run nobody touched: the weights, the
 optimiser, the log and the metrics must be the same to the bit.
 
-    python tests/kill.py                  20 kill points, about six minutes; exit status 1 if one of them ends differently
+    python tests/kill.py                  20 kill points, 10 to 20 minutes; exit status 1 if one of them ends differently
 
 Each point starts 07_train.py (smoke preset, a checkpoint every second step), kills it and all it has started after a random
 time, does so again half of the time, and then types what a user would: --resume, or where there is no checkpoint yet the first
