@@ -282,7 +282,7 @@ def source_view_loss(model: SRay, features: Tensor, labels: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) -> None:
-    """Atomically write {"model", "config", "step", "optimiser", "run"}; run says which scenes, command and seconds."""
+    """Atomically write {"model", "config", "classes", "step", "optimiser", "run"}; run says which scenes, command and seconds."""
     state = {"model": model.state_dict(), "config": asdict(model.config), "classes": model.classes._asdict(), "step": step,
              "optimiser": optimiser.state_dict(), "run": run}
     content = io.BytesIO()
@@ -873,6 +873,9 @@ def main() -> None:
         print(f"{args.export}: {len(file) / 1e6:.2f} MB, step {state['step']}, sha256 {hashlib.sha256(file).hexdigest()}")
         return
     check(config)
+    if args.encoder and state:
+        raise data.DataError("--encoder: is for new trainings; --resume and --finetune have weights already")
+    given = load_checkpoint(args.encoder)[1] if args.encoder else None        # complains before any data is made or decoded
     if max(1, config.rays // config.targets) * config.targets < world:
         raise data.DataError(f"--rays {config.rays}: fewer than the {world} processes that share them")
     device = pick_device(config.device)
@@ -922,9 +925,12 @@ def main() -> None:
             reason = str(error).splitlines()[-1].strip()[:100]
             raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({reason}); drop the flag that changes "
                                  "the model") from None
-    if args.encoder and not state:
-        _, given = load_checkpoint(args.encoder)
-        model.load_state_dict({k: x for k, x in given["model"].items() if k.startswith(("encoder.", "source_head."))}, strict=False)
+    if args.encoder:
+        taken = {k: x for k, x in given["model"].items() if k.startswith(("encoder.", "source_head."))}
+        if taken["source_head.weight"].shape != model.source_head.weight.shape:
+            raise data.DataError(f"{args.encoder}: a segmenter of {len(taken['source_head.bias'])} classes, the scenes have "
+                                 f"{len(classes.names)}; name another --encoder")
+        model.load_state_dict(model.state_dict() | taken)
     model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:

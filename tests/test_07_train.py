@@ -225,6 +225,10 @@ def test_an_encoder_can_be_taken_from_another_run(root, tmp_path):
     taken = [name for name in second if name.startswith(("encoder.", "source_head."))]
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in taken)
     assert not torch.allclose(first["fine.head.weight"], second["fine.head.weight"], atol=1e-3)
+    for flags, words in ((["--encoder", "nowhere.pt"], "no such checkpoint"),
+                         (["--encoder", "first/checkpoint.pt", "--finetune", "first/checkpoint.pt"], "new trainings")):
+        done = run("07_train.py", "--scene", root, *small, *flags, "--out", "third", cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1 and not (tmp_path / "third").exists()
 
 
 def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
