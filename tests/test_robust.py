@@ -172,6 +172,7 @@ def test_a_disk_that_is_full_or_read_only_is_one_line_with_the_file(box_folder, 
 def test_a_folder_that_cannot_be_written_ends_with_one_line(root, tmp_path):
     (tmp_path / "file").write_text("")
     refused(start("--scene", root, *SMOKE, "--steps", 2, "--out", "file/run", cwd=tmp_path), tmp_path, "file", "--out")
+    assert (tmp_path / "file").read_text() == "" and not list(tmp_path.rglob("checkpoint.pt")), "something was written"
 
 
 # ---------------------------------------------------------------------------------------------------- two runs, one folder
