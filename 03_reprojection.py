@@ -76,6 +76,12 @@ class Gather(torch.autograd.Function):
         return table, None, None
 
 
+def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
+    """pixels (..., 2) at depths z (...) -> (...) bool: in front of the camera and inside its image, to the border's outer edge."""
+    last = torch.tensor([width - 1, height - 1], device=pixels.device)
+    return (z > 1e-3) & (pixels >= -0.5).all(-1) & (pixels <= last + 0.5).all(-1)
+
+
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
     """points (R, S, 3) seen from the query camera (3,) and the source cameras (V, 3) -> (R, S, V, 4): unit source direction
     minus unit query direction, and their dot product (1: both look at the point from the same side)."""
@@ -97,8 +103,7 @@ class Reprojection(nn.Module):
         c2w (V, 4, 4) -> Context; colour=False leaves its colours out."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
-        last = torch.tensor([W - 1, H - 1], device=pixels.device)
-        mask = (z > 1e-3) & (pixels >= -0.5).all(-1) & (pixels <= last + 0.5).all(-1)            # (R, S, V)
+        mask = in_view(pixels, z, H, W)                                       # (R, S, V)
         pixels = torch.where(mask[..., None], pixels, torch.zeros_like(pixels))                  # finite everywhere
         differences = direction_differences(points, query_origin, c2w[:, :3, 3])                 # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 rooms = import_module("00_rooms")              # captures for Table 6
 data = import_module("01_data")
 encoder = import_module("02_encoder")          # pca_picture
-reprojection = import_module("03_reprojection")    # lookup
+reprojection = import_module("03_reprojection")    # lookup, in_view
 cra = import_module("04_cra")                  # sample_positions
 geometry = import_module("06_geometry_render")     # render
 training = import_module("07_train")           # Config, load_checkpoint
@@ -469,7 +469,7 @@ def average_2d(maps: Tensor, points: Tensor, sources) -> Tensor:
     point in their image: (R, S, L). No attention, no view weights, no notion of occlusion."""
     H, W = sources.images.shape[-2:]
     uv, z = data.project(points, sources.K, sources.c2w)                      # (R, S, V, 2), (R, S, V)
-    seen = (z > 1e-3) & (uv >= -0.5).all(-1) & (uv[..., 0] <= W - 0.5) & (uv[..., 1] <= H - 0.5)
+    seen = reprojection.in_view(uv, z, H, W)                                  # (R, S, V)
     logits = reprojection.lookup(maps, torch.where(seen[..., None], uv, 0.0), encoder.STRIDE)     # (R, S, V, L)
     # average[r,s,l] = sum_v seen[r,s,v] logits[r,s,v,l] / sum_v seen[r,s,v]
     return torch.einsum("rsv,rsvl->rsl", seen.float(), logits) / seen.sum(-1, keepdim=True).clamp(min=1)
