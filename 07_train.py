@@ -37,7 +37,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +92,7 @@ class Config:
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' own labels (not in the paper)")
     extra_views: int = setting(0, "further views for each target, each of another scene, for the source-view loss alone")
+    colour_jitter: float = setting(0.0, "each training scene's light changes at random by up to this share (not in the paper) [0: as it is]")
     steps: int = setting(260_000, "training steps (section 1)")
     lr: float = setting(1e-3, "Adam's first learning rate")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
@@ -422,6 +423,15 @@ def share(config: Config, target: int) -> slice:
     return slice(min(max(first, 0), R), min(max(last, 0), R))
 
 
+def relight(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """images (..., 3, H, W) in [0, 1] as another lamp and exposure would show them: a random gamma for all channels and a random
+    gain for each, both within a factor of 1 + amount. The same for all images: photo-consistency stays."""
+    if not amount:
+        return images
+    change = (1 + amount) ** (2 * torch.rand(4, generator=generator) - 1)     # in 1 / (1 + amount) .. 1 + amount
+    return (images ** change[0] * change[1:, None, None]).clamp(max=1)
+
+
 def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch]:
     """The `targets` batches of a step, each of a random scene: a target view, sources, random pixels, and extra views of other
     scenes. frames[i]: what may be drawn from scene i. No scene twice, while there are enough. Every process draws the same; what
@@ -441,11 +451,13 @@ def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[
             batches.append(None)
             continue
         views = scenes[pick].views([*sources, target])
+        views = replace(views, images=relight(views.images, config.colour_jitter, generator))
         pixels = torch.stack([flat % config.width, flat // config.width], dim=-1)                 # (R, 2)
         images, labels = views.images[:0], views.labels[:0]                   # (0, 3, H, W), (0, H, W)
         for scene, index in extra:
             view = scene.views([index])
-            images, labels = torch.cat([images, view.images]), torch.cat([labels, view.labels])
+            images = torch.cat([images, relight(view.images, config.colour_jitter, generator)])
+            labels = torch.cat([labels, view.labels])
         batches.append(Batch(views[:-1], views.K[-1], views.c2w[-1], pixels.float(), views.images[-1].flatten(1)[:, flat].T,
                              views.labels[-1].flatten()[flat], images, labels))
     return batches
@@ -679,6 +691,8 @@ def check(config: Config) -> None:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     if not 0 < config.near < config.far:
         raise data.DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
+    if not config.colour_jitter >= 0:
+        raise data.DataError(f"--colour-jitter {config.colour_jitter}: must be 0 or more")
     if not 0 < config.tau <= 1:
         raise data.DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
     for name, allowed in (("cra", cra.MODES), ("density", ("relu", "softplus")), ("encoder_activation", ("none", "elu")),
@@ -795,6 +809,8 @@ def parse_arguments() -> argparse.Namespace:
                         "label-filt) instead of the scenes' own; evaluation never sees them")
     parser.add_argument("--encoder", metavar="CKPT", help="start the encoder, and the 1x1 head that --source-loss trains, from this "
                         "checkpoint's; the rest from random weights")
+    parser.add_argument("--init", metavar="CKPT", help="start every weight from this checkpoint's, say of a training at a smaller "
+                        "size, with data, settings and optimiser of this training's own")
     parser.add_argument("--export", metavar="PATH", help="only write the weights of the run in --out (with --resume) to PATH, in "
                         "half precision, and stop")
     parser.add_argument("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
@@ -873,9 +889,11 @@ def main() -> None:
         print(f"{args.export}: {len(file) / 1e6:.2f} MB, step {state['step']}, sha256 {hashlib.sha256(file).hexdigest()}")
         return
     check(config)
-    if args.encoder and state:
-        raise data.DataError("--encoder: is for new trainings; --resume and --finetune have weights already")
-    given = load_checkpoint(args.encoder)[1] if args.encoder else None        # complains before any data is made or decoded
+    for flag in ("encoder", "init"):
+        if getattr(args, flag) and (state or flag == "init" and args.encoder):
+            raise data.DataError(f"--{flag}: is for new trainings; --resume, --finetune and --encoder have weights already")
+    start = args.encoder or args.init
+    given = load_checkpoint(start)[1] if start else None                      # complains before any data is made or decoded
     if max(1, config.rays // config.targets) * config.targets < world:
         raise data.DataError(f"--rays {config.rays}: fewer than the {world} processes that share them")
     device = pick_device(config.device)
@@ -925,12 +943,16 @@ def main() -> None:
             reason = str(error).splitlines()[-1].strip()[:100]
             raise data.DataError(f"{args.finetune or args.out}: weights of another shape ({reason}); drop the flag that changes "
                                  "the model") from None
-    if args.encoder:
-        taken = {k: x for k, x in given["model"].items() if k.startswith(("encoder.", "source_head."))}
+    if given:
+        taken = {k: x.float() for k, x in given["model"].items() if args.init or k.startswith(("encoder.", "source_head."))}
         if taken["source_head.weight"].shape != model.source_head.weight.shape:
-            raise data.DataError(f"{args.encoder}: a segmenter of {len(taken['source_head.bias'])} classes, the scenes have "
-                                 f"{len(classes.names)}; name another --encoder")
-        model.load_state_dict(model.state_dict() | taken)
+            raise data.DataError(f"{start}: for {len(taken['source_head.bias'])} classes, the scenes have {len(classes.names)}; "
+                                 "name another checkpoint")
+        try:
+            model.load_state_dict(model.state_dict() | taken)
+        except RuntimeError as error:
+            raise data.DataError(f"{start}: weights of another model ({str(error).splitlines()[-1].strip()[:100]}); drop the flag "
+                                 "that changes the model") from None
     model.to(device)
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:

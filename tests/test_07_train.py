@@ -225,10 +225,47 @@ def test_an_encoder_can_be_taken_from_another_run(root, tmp_path):
     taken = [name for name in second if name.startswith(("encoder.", "source_head."))]
     assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in taken)
     assert not torch.allclose(first["fine.head.weight"], second["fine.head.weight"], atol=1e-3)
+    first_ones = ["--encoder", "first/checkpoint.pt", "--init", "first/checkpoint.pt"]
     for flags, words in ((["--encoder", "nowhere.pt"], "no such checkpoint"),
+                         (first_ones, "new trainings"), (["--finetune", *first_ones[1:]], "new trainings"),
+                         ([*first_ones[2:], "--cra", "none"], "drop the flag that changes the model"),
                          (["--encoder", "first/checkpoint.pt", "--finetune", "first/checkpoint.pt"], "new trainings")):
         done = run("07_train.py", "--scene", root, *small, *flags, "--out", "third", cwd=tmp_path)
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1 and not (tmp_path / "third").exists()
+        said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("reading poses")]
+        assert done.returncode == 2 and len(said) == 1 and words in said[0] and not (tmp_path / "third").exists()
+
+
+def test_all_weights_can_be_taken_from_a_training_at_another_size(root, tmp_path):
+    small = ["--preset", "smoke", "--no-eval", "--steps", 1, "--lr", 1e-12, "--lr-final", 0]
+    assert run("07_train.py", "--scene", root, *small, "--seed", 5, "--out", "first", cwd=tmp_path).returncode == 0
+    done = run("07_train.py", "--scene", root, *small, "--height", 60, "--width", 80, "--init", "first/checkpoint.pt", "--out", "second",
+               cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (first, _), (second, state) = (training.load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("first", "second"))
+    assert (second.config.height, second.config.seed, state["step"]) == (60, 0, 1)
+    for name, value in second.state_dict().items():
+        torch.testing.assert_close(value, first.state_dict()[name], atol=1e-6, rtol=0)
+
+
+def test_another_light_is_the_same_for_all_views_of_a_scene_and_within_its_factor(scene):
+    """A grey of one half becomes g * 0.5 ** gamma in each channel, at every pixel of every source and of the target alike."""
+    images = torch.full((3, 3, 4, 5), 0.5)
+    assert training.relight(images, 0.0, None) is images
+    seen = torch.stack([training.relight(images, 0.5, torch.Generator().manual_seed(i)) for i in range(200)])
+    torch.testing.assert_close(seen, seen[:, :1, :, :1, :1].expand_as(seen))
+    low, high = 0.5 ** 1.5 / 1.5, 0.5 ** (1 / 1.5) * 1.5
+    assert low <= seen.min() < low + 0.1 and high - 0.1 < seen.max() <= high
+    plain, lit = (training.draw_batches([scene], [list(range(len(scene)))], replace(SMALL, colour_jitter=amount), 3)[0]
+                  for amount in (0.0, 0.5))
+    for channel in range(3):                                                  # log lit = log gain + gamma log plain, fitted on the sources
+        pairs = [(a.sources.images[:, channel].flatten(), a.colours[:, channel]) for a in (plain, lit)]
+        (x, target), (y, target_lit) = pairs
+        inside, usable = (x > 0.02) & (y < 1), (target > 0.02) & (target_lit < 1)
+        A = torch.stack([torch.ones_like(x), x.clamp(min=1e-3).log()], -1)[inside].double()
+        gain, gamma = torch.linalg.lstsq(A, y[inside].log().double()[:, None]).solution[:, 0]
+        assert 1 / 1.5 <= gamma <= 1.5 and 1 / 1.5 <= gain.exp() <= 1.5 and abs(gamma - 1) + gain.abs() > 1e-2
+        torch.testing.assert_close(target_lit[usable], (gain.exp() * target[usable] ** gamma).float(), atol=1e-3, rtol=0)
+    assert not torch.equal(plain.extra_images, lit.extra_images) or SMALL.extra_views == 0
 
 
 def test_batches_hold_the_target_pixels_and_never_the_target_among_the_sources(scene):
