@@ -382,13 +382,23 @@ def steps_of(name: str, bench: Bench) -> int:
     return int(name.rstrip("k") or 0) * UNIT[bench.args.size] // 2
 
 
+def per_scene_nerf(bench: Bench, base: Path, name: str, *flags) -> Path:
+    """09 on the unseen scene of a training (`base`), at its size, for the paper's 100k steps -> its folder, `name` in base's."""
+    model, state = training.load_checkpoint(base / "checkpoint.pt")
+    c, out = model.config, base / name
+    preset = bench.args.size if bench.args.size in ("paper", "smoke") else "laptop"
+    bench.once(out / "checkpoint.pt", "09_semantic_nerf.py", "--scene", Path(state["run"]["root"]) / state["run"]["test"][0], "--preset", preset,
+               "--height", c.height, "--width", c.width, "--near", c.near, "--far", c.far, "--steps", steps_of("100k", bench), *flags, "--out", out)
+    return out
+
+
 def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, Path]:
     """One unseen scene: S-Ray fine-tuned on its 8 source and 8 fine-tuning views for the paper's 60k steps, with copies on the way,
     and Semantic-NeRF trained on them for 100k. labels: "gt", the scene's own, or "pseudo", the 2D segmenter's on these views.
     -> S-Ray's, its fine-tuning's and the NeRF's folders, the scene and its root."""
     base, unit = bench.trained(), UNIT[bench.args.size]
-    model, state = training.load_checkpoint(base / "checkpoint.pt")
-    scene, root, c = state["run"]["test"][0], Path(state["run"]["root"]), model.config
+    _, state = training.load_checkpoint(base / "checkpoint.pt")
+    scene, root = state["run"]["test"][0], Path(state["run"]["root"])
     given = []
     if labels == "pseudo":
         segmenter = bench.segmenter()
@@ -397,15 +407,12 @@ def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, 
                    "--pseudo-labels", folder, "--out", folder)
         given = ["--labels", folder]
     ending = f"{scene}-{unit}" + "-pseudo" * bool(given)
-    tuned, baseline = base / f"finetuned-{ending}", base / f"nerf-{ending}"
+    tuned = base / f"finetuned-{ending}"
     last = steps_of("60k", bench)
     bench.once(tuned / f"checkpoint_{last}.pt", "07_train.py", *bench.where, "--scenes", scene, "--finetune", base / "checkpoint.pt",
                "--steps", last, "--keep-every", unit // 2, *given, "--no-eval", "--out", tuned, resume=tuned / "checkpoint.pt")
-    preset = bench.args.size if bench.args.size in ("paper", "smoke") else "laptop"
     stops = sorted({steps_of(name, bench) for name in ("2k", "4k", "5k", "6k", "8k", "30k", "50k")})
-    bench.once(baseline / "checkpoint.pt", "09_semantic_nerf.py", "--scene", root / scene, "--preset", preset, "--height", c.height,
-               "--width", c.width, "--near", c.near, "--far", c.far, "--steps", steps_of("100k", bench), "--evaluate-at",
-               ",".join(map(str, stops)), *given, "--out", baseline)
+    baseline = per_scene_nerf(bench, base, f"nerf-{ending}", "--evaluate-at", ",".join(map(str, stops)), *given)
     return base, tuned, baseline, scene, root
 
 
@@ -737,11 +744,7 @@ def comparison(bench: Bench, plt, colour: bool) -> tuple:
     base, tuned, baseline, scene, root = per_scene(bench)
     last, name = steps_of("60k", bench), "NeRF" if colour else "Semantic-NeRF"
     if colour:                                                                # a NeRF has no semantic loss
-        c = training.load_checkpoint(base / "checkpoint.pt")[0].config
-        baseline = base / f"nerf-colour-{scene}-{UNIT[bench.args.size]}"
-        preset = bench.args.size if bench.args.size in ("paper", "smoke") else "laptop"
-        bench.once(baseline / "checkpoint.pt", "09_semantic_nerf.py", "--scene", root / scene, "--preset", preset, "--height", c.height,
-                   "--width", c.width, "--near", c.near, "--far", c.far, "--steps", steps_of("100k", bench), "--lambda1", 0, "--out", baseline)
+        baseline = per_scene_nerf(bench, base, f"nerf-colour-{scene}-{UNIT[bench.args.size]}", "--lambda1", 0)
     columns = {f"{name}, {steps_of('100k', bench)} steps": nerf.load(baseline / "checkpoint.pt"),
                "S-Ray, never trained here": training.load_checkpoint(base / "checkpoint.pt")[0],
                f"S-Ray, fine-tuned {last} steps": training.load_checkpoint(tuned / f"checkpoint_{last}.pt")[0]}
