@@ -36,6 +36,7 @@ import imageio.v3 as iio
 import numpy as np
 from tqdm import tqdm
 
+VARIED = range(5000, 9000)  # rooms of these seeds, for training only, differ from each other far more: see make_room
 VERSION = 2  # raise when the pictures change: cached rooms of another version are written anew
 SCANNET20 = (  # (nyu40 id, name, colour), the 20 classes of the ScanNet benchmark
     (1, "wall", (174, 199, 232)), (2, "floor", (152, 223, 138)), (3, "cabinet", (31, 119, 180)),
@@ -166,6 +167,11 @@ class Item:
         rot = turn(yaw)
         self.parts += [(shape, rot @ centre + (x, y, z), half, rot @ r, mat, label)
                        for shape, centre, half, r, mat, label in other.parts]
+        return self
+
+    def scale(self, s):
+        """The same, s times as large."""
+        self.parts = [(shape, s * centre, s * half, r, mat, label) for shape, centre, half, r, mat, label in self.parts]
         return self
 
     def bounds(self):
@@ -464,6 +470,7 @@ RECIPES = {  # what a kind of room holds; placed in this order as long as there 
                picture),
 }
 FILL = (other, picture, cabinet, armchair, bookshelf, other)  # then whatever still fits
+SEATS = (sofa, armchair, chair)
 KINDS = ("bathroom", "living room", "kitchen", "bedroom", "studio", "office", "bathroom", "kitchen")  # taking turns
 
 
@@ -484,11 +491,21 @@ class Room:
 
 
 def make_room(seed):
-    """A furnished room, from `seed` alone. Kinds of room take turns: a few seeds in a row show all classes."""
+    """A furnished room, from `seed` alone. Kinds of room take turns: a few seeds in a row show all classes.
+
+    A seed of VARIED gives a room of 4 to 8 m a side with more furniture, each piece up to a third larger or smaller, seats also in
+    the middle of it, paler or not, other light, another field of view: a model that has seen only rooms of 4 to 5 m takes the walls
+    of a larger one to be as near.
+    """
     rng = np.random.default_rng([seed, VERSION])
     kind = KINDS[seed % len(KINDS)]
     size = np.array([rng.uniform(4.0, 4.9), rng.uniform(4.0, 4.9), rng.uniform(2.4, 2.8)])
     loop = np.array([*rng.uniform(-.1, .1, 2), *np.minimum(rng.uniform(1.0, 1.2, 2), size[:2] / 2 - .9)])
+    varied, rounds, more = seed in VARIED, 1, 5
+    if varied:
+        size = np.array([*rng.uniform(3.8, 8.5, 2), rng.uniform(2.3, 3.3)])
+        loop[2:] = np.minimum(rng.uniform(.4, .7, 2) * size[:2] / 2, size[:2] / 2 - .9)
+        rounds, more = round(max(1, size[0] * size[1] / 20)), int(size[0] * size[1] / 4)
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     way = loop[:2] + loop[2:] * np.stack([np.cos(angle), np.sin(angle)], 1)  # (48, 2)
     room, objects = Item(WALL), []
@@ -506,11 +523,13 @@ def make_room(seed):
     def place(build):
         """Try to place a newly built item, against a wall or (tables) in the middle; True if it found room."""
         for attempt in range(8):
-            item = build(rng)
+            item = build(rng).scale(rng.uniform(.8, 1.35)) if varied else build(rng)
             lo, hi = item.bounds()
             for _ in range(30):
-                if build is table or (build is coffee_table):  # somewhere in the middle
-                    yaw, shift = rng.choice([0, np.pi / 2]), rng.uniform(-.5, .5, 2)
+                if build is table or (build is coffee_table) or (varied and build in SEATS and rng.random() < .5):
+                    yaw, shift = rng.choice([0, np.pi / 2]), rng.uniform(-.5, .5, 2)  # somewhere in the middle
+                    if varied:
+                        yaw, shift = rng.uniform(0, 2 * np.pi), shift * size[:2] / 2
                     x, y = shift - (turn(yaw) @ ((lo + hi) / 2))[:2]
                 else:
                     side = int(rng.integers(4))
@@ -533,9 +552,9 @@ def make_room(seed):
                     return True
         return False
 
-    for build in RECIPES[kind]:
+    for build in RECIPES[kind] * rounds:
         place(build)
-    for _ in range(5):
+    for _ in range(more):
         place(FILL[int(rng.integers(len(FILL)))])
     hx, hy, top = size[0] / 2, size[1] / 2, size[2]
     trim = finish(rng)
@@ -576,7 +595,13 @@ def make_room(seed):
             lamps.append((spot, np.array([.9, .95, 1]) * rng.uniform(.8, 2)))
     mats = {k: np.array([m[k] for m in mats]) for k in mats[0]}
     ambient = rng.uniform(.32, .45) * np.array([1, 1, rng.uniform(.95, 1.1)])
-    return Room(seed, kind, size, loop, rng.uniform(.75, .95), packed, mats, lamps, objects, ambient)
+    focal = rng.uniform(.75, .95)
+    if varied:
+        ambient, focal = ambient * rng.uniform(.8, 1.8), rng.uniform(.65, 1.1)
+        lamps = [(position, power * max(1, size[:2].mean() / 4.5) ** 1.5 * rng.uniform(.5, 1)) for position, power in lamps]
+        pale = rng.uniform(0, .9) * rng.uniform(0, 1, len(mats["a"]))[:, None] ** .5  # how far each material goes to off-white
+        mats |= {k: mats[k] + pale * (np.array([.75, .74, .72]) - mats[k]) for k in "ab"}
+    return Room(seed, kind, size, loop, focal, packed, mats, lamps, objects, ambient)
 
 
 def intrinsics(room, width, height):
@@ -593,7 +618,10 @@ def camera_path(room, frames, seed):
     rng = np.random.default_rng([seed, room.seed, VERSION])
     way = rng.choice([-1, 1])
     i = np.arange(frames)
-    angle = rng.uniform(0, 2 * np.pi) + way * np.radians(13) * (i + rng.uniform(-.12, .12, frames))
+    varied, turn_ = room.seed in VARIED, np.radians(13)
+    if varied:
+        turn_ = min(turn_ * 1.3, rng.uniform(.2, .38) / room.loop[2:].max())
+    angle = rng.uniform(0, 2 * np.pi) + way * turn_ * (i + rng.uniform(-.12, .12, frames))
     phase = rng.uniform(0, 2 * np.pi, 4)
     sway = np.sin(angle[:, None] * (2, 3, 1, 2) + phase + (i // 28)[:, None])  # (frames, 4)
     radius = 1 + .06 * sway[:, 0]
@@ -603,6 +631,9 @@ def camera_path(room, frames, seed):
     yaw = np.arctan2(room.loop[1] - eye[:, 1], room.loop[0] - eye[:, 0]) + .12 * sway[:, 2] + rng.normal(0, .02, frames)
     pitch = -rng.uniform(.2, .3) + .04 * sway[:, 3] + rng.normal(0, .01, frames)
     roll = rng.normal(0, .015, frames)
+    if varied:  # higher or lower, looking aside of the centre, more level
+        eye[:, 2] += rng.uniform(-.15, .25)
+        yaw, pitch = yaw + rng.choice([0, 1]) * rng.uniform(-.9, .9), pitch * rng.uniform(0, 1.3)
     forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
     right = np.stack([np.sin(yaw), -np.cos(yaw), 0 * yaw], 1)
     down = np.cross(forward, right)

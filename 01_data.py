@@ -652,12 +652,13 @@ TEST_ROOM = 9000                              # rooms are numbered by seed; thos
 
 
 def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int, scenes: list[str] | None = None,
-                 split_file: str | None = None, room_size: tuple[int, int] = (240, 320)) -> Dataset:
+                 split_file: str | None = None, room_size: tuple[int, int] = (240, 320), varied_rooms: int = 0) -> Dataset:
     """Resolve --scene rooms | scannet | replica | PATH with --data ROOT and --scenes a,b,c.
 
     scannet: ROOT or data/scannet; when neither --data nor that folder exists, says so in one loud line and takes rooms.
     replica: ROOT or data/replica, which 12_import.py writes.
-    rooms: made on first use in ROOT or data/rooms, `train_rooms` (0: none are needed) and `test_rooms` of them.
+    rooms: made on first use in ROOT or data/rooms, `train_rooms` (0: none are needed) and `test_rooms` of them; `varied_rooms` more
+    to train on, from the seeds whose rooms differ more (00_rooms.VARIED).
     PATH: a scene folder, or a folder of scenes. `scenes` replaces the training list; the same spaces leave the test list.
     """
     if scene == "scannet" and data is None and not Path("data/scannet").is_dir():
@@ -668,11 +669,12 @@ def find_dataset(scene: str, data: str | None, train_rooms: int, test_rooms: int
     if scene == "rooms":
         root = Path(data or "data/rooms")
         there = scenes and all((root / name / "color").is_dir() for name in scenes)               # no others to train on
-        seeds = [*range(0 if there else train_rooms), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
+        training = [*range(train_rooms), *rooms.VARIED[:varied_rooms]]
+        seeds = [*([] if there else training), *range(TEST_ROOM, TEST_ROOM + test_rooms)]
         if data:                              # somebody's folder: add what is missing, rewrite nothing
             seeds = [seed for seed in seeds if not (root / f"room{seed:04d}_00" / "color").is_dir()]
         rooms.make_rooms(root, seeds, frames=24, width=room_size[1], height=room_size[0])
-        dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in range(train_rooms)],
+        dataset = Dataset("rooms", root, [f"room{i:04d}_00" for i in training],
                           [f"room{TEST_ROOM + i:04d}_00" for i in range(test_rooms)])
     else:
         root, kind = (Path(data or f"data/{scene}"), scene) if scene in ("scannet", "replica") else (Path(scene), "path")

@@ -104,6 +104,7 @@ class Config:
     chunk: int = setting(128, "rays rendered at a time in evaluation")
     piece: int = setting(0, "rays that go forward and backward together in training [0: 128 on a CPU, all of them on a GPU]")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
+    varied_rooms: int = setting(0, "and so many more whose sizes, colours and cameras differ more (00_rooms.VARIED)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
     seed: int = setting(0, "seed of weights and of every random draw")
     device: str = setting("auto", "auto | cpu | cuda")
@@ -905,7 +906,8 @@ def main() -> None:
             run = dict(state["run"])
         else:
             names = args.scenes.split(",") if args.scenes else None
-            found = data.find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, names, args.split)
+            found = data.find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, names, args.split,
+                                      varied_rooms=config.varied_rooms)
             if args.finetune and not names:
                 found.train = found.test[:1] or found.train[:1]                   # one unseen scene
             # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of training

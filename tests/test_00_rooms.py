@@ -202,7 +202,7 @@ def test_two_pieces_of_a_kind_differ():
 
 
 def test_furniture_stands_in_the_room_and_apart():
-    for seed in range(24):
+    for seed in [*range(24), *rooms.VARIED[:16]]:
         room = rooms.make_room(seed)
         assert len(room.objects) >= 7
         for i, (name, lo, hi) in enumerate(room.objects):
@@ -223,6 +223,27 @@ def test_the_camera_walks_at_eye_height_outside_the_furniture():
         assert (R[:, 2, 2] < 0).all() and (R[:, 2, 1] < -.8).all()  # looks a little down, y points down
         for _, lo, hi in room.objects:
             assert (np.linalg.norm(np.maximum(np.maximum(lo - eye, eye - hi), 0), axis=1) > .15).all()
+
+
+def test_varied_rooms_are_larger_paler_and_seen_otherwise():
+    """Of the same kinds and classes; the camera still walks inside the room and outside the furniture, in steps of at most 0.45 m."""
+    plain, varied = ([rooms.make_room(seed) for seed in seeds] for seeds in (range(24), rooms.VARIED[:24]))
+    area, light, focal = ([[f(room) for room in some] for some in (plain, varied)] for f in (
+        lambda room: room.size[0] * room.size[1], lambda room: room.materials["a"].mean(), lambda room: room.focal))
+    assert max(area[1]) > 50 > 25 > max(area[0]) and min(area[1]) < 26
+    assert np.mean(light[1]) > 1.15 * np.mean(light[0]) and min(light[1]) < 1.2 * np.mean(light[0])
+    assert np.ptp(focal[1]) > 1.6 * np.ptp(focal[0])
+    sofas = [(room, lo, hi) for room in varied for name, lo, hi in room.objects if name in ("sofa", "armchair")]
+    free = [(np.abs(np.stack([lo, hi])[:, :2]) < room.size[:2] / 2 - .3).all() for room, lo, hi in sofas]
+    assert any(free) and not all(free)                                        # some stand away from the walls
+    for room in varied:
+        poses = rooms.camera_path(room, 24, room.seed)
+        eye, R = poses[:, :3, 3], poses[:, :3, :3]
+        assert np.allclose(R.transpose(0, 2, 1) @ R, np.eye(3), atol=1e-9) and (R[:, 2, 1] < -.8).all()
+        assert (eye[:, 2] > 1.05).all() and (eye[:, 2] < 1.95).all() and (np.abs(eye[:, :2]) < room.size[:2] / 2 - .3).all()
+        assert np.linalg.norm(np.diff(eye, axis=0), axis=1).max() < .45
+        for _, lo, hi in room.objects:
+            assert (np.linalg.norm(np.maximum(np.maximum(lo - eye, eye - hi), 0), axis=1) > .1).all(), room.seed
 
 
 def test_a_seed_gives_the_same_bytes_and_another_seed_another_room(tmp_path):

@@ -408,6 +408,9 @@ def test_without_scannet_rooms_are_made_in_one_loud_line(tmp_path, monkeypatch, 
     assert found.test == ["room9000_00", "room9001_00"]
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "NO SCANNET" in printed and "rooms" in printed
+    found = data.find_dataset("rooms", None, 1, 1, varied_rooms=2)                                # more to train on, none to test
+    assert found.train == ["room0000_00", "room5000_00", "room5001_00"] and found.test == ["room9000_00"]
+    assert made[1][1] == [0, 5000, 5001, 9000]
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
