@@ -24,7 +24,7 @@ def test_the_file_is_the_cards_and_small():
 
 def test_it_loads_as_weights_only_and_says_how_it_was_trained():
     state = torch.load(WEIGHTS, weights_only=True)
-    assert set(state) == {"model", "config", "step", "run"} and {x.dtype for x in state["model"].values()} == {torch.float16}
+    assert set(state) == {"model", "config", "classes", "step", "run"} and {x.dtype for x in state["model"].values()} == {torch.float16}
     assert card("training") == [state["run"]["command"]] and card("steps") == [str(state["step"])]
     assert card("seed") == [str(state["config"]["seed"])] and card("time") == [f"{state['run']['seconds']:.0f} s of training"]
     model, _ = training.load_checkpoint(WEIGHTS)
