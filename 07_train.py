@@ -246,16 +246,16 @@ class SRay(nn.Module):
         return result
 
     def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int,
-                     pool: ThreadPoolExecutor | None = None) -> dict[str, Tensor]:
+                     pool: ThreadPoolExecutor | None = None, stride: int = 1) -> dict[str, Tensor]:
         """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
-        (core_pool) renders the chunks on several cores."""
+        (core_pool) renders the chunks on several cores. stride n: every n-th row and column of it alone."""
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
             """The fine level's pixel values of some rays."""
             with torch.no_grad():                                             # grad mode belongs to a thread
                 return self(sources, pixels, K, c2w, fine_only=True, keep=self.config.keep)["fine"]
-        chunks = data.pixel_grid(height, width).to(K.device).split(self.config.chunk)
-        parts = list((pool.map if pool else map)(render_chunk, chunks))
-        return {key: torch.cat([p[key] for p in parts]).view(height, width, *parts[0][key].shape[1:])
+        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]
+        parts = list((pool.map if pool else map)(render_chunk, grid.reshape(-1, 2).to(K.device).split(self.config.chunk)))
+        return {key: torch.cat([p[key] for p in parts]).view(*grid.shape[:2], *parts[0][key].shape[1:])
                 for key in ("colour", "logits", "depth")}
 
 

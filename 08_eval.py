@@ -25,7 +25,7 @@ import json
 import platform
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -205,8 +205,9 @@ def spread(items: list[int], count: int) -> list[int]:
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
 
 
-def render_views(model, scene, indices: list[int], device, views: int, pool, bar, lpips=None) -> list[dict]:
-    """These test views of one scene, rendered from its source views: for each the pictures, the truth and the figures."""
+def render_views(model, scene, indices: list[int], device, views: int, pool, bar, lpips=None, stride: int = 1) -> list[dict]:
+    """These test views of one scene, rendered from its source views: for each the pictures, the truth and the figures. stride n:
+    of every n-th row and column alone; no SSIM then, whose windows are of neighbouring pixels."""
     classes, config, source_ids = model.classes, model.config, source_views(scene, views)
     comparable = scene.has_labels and scene.classes.names == classes.names
     L = len(classes.names)
@@ -218,15 +219,17 @@ def render_views(model, scene, indices: list[int], device, views: int, pool, bar
         if not comparable:                                                    # other classes: main() has said so
             truth.labels.fill_(data.IGNORE)
         start = time.perf_counter()
-        got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool)
+        got = model.render_image(encoded, truth.K.to(device), truth.c2w.to(device), config.height, config.width, pool, stride)
         got = {key: value.cpu() for key, value in got.items()}
         seconds = time.perf_counter() - start
         nearest = data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]
-        near = sources[nearest]                                               # the baseline: copy the nearest source
+        near, truth = (replace(view, images=view.images[..., ::stride, ::stride], labels=view.labels[..., ::stride, ::stride],
+                               depth=view.depth[..., ::stride, ::stride])
+                       for view in (sources[nearest], truth))                 # near, the baseline: copy the nearest source
         labels, target = got["logits"].argmax(-1), truth.images.permute(1, 2, 0)
         n = confusion_matrix(labels.flatten(), truth.labels.flatten(), L)
         shots.append({"scene": scene.name, "frame": scene.frames[index], "miou": label_metrics(n, classes.names)["miou"],
-                      "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target),
+                      "psnr": psnr(got["colour"], target), "ssim": ssim(got["colour"], target) if stride == 1 else None,
                       "lpips": lpips(got["colour"], target) if lpips else None,
                       "depth_abs_rel": depth_abs_rel(got["depth"], truth.depth), "seconds": seconds,
                       "copy_psnr": psnr(near.images.permute(1, 2, 0), target),
@@ -237,9 +240,9 @@ def render_views(model, scene, indices: list[int], device, views: int, pool, bar
     return shots
 
 
-def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None) -> dict | None:
+def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8, lpips=None, stride: int = 1) -> dict | None:
     """Render the 4 test views of each scene from its source views (8 of them) -> metrics; writes one sheet a scene into out. lpips:
-    lpips_metric's function, or None to leave it out.
+    lpips_metric's function, or None to leave it out. stride: render_views.
 
     N processes (torchrun) take N scenes at a time and every N-th of their test views each; rank 0 collects them in the order
     one process would have, writes, and returns the metrics; the others return None.
@@ -258,7 +261,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8,
             jobs = [(scene, index) for scene in group for index in test_views(scene)][rank::world]
             for scene in group:
                 mine = [index for other, index in jobs if other is scene]
-                shots += render_views(model, scene, mine, device, views, pool, bar, lpips) if mine else []
+                shots += render_views(model, scene, mine, device, views, pool, bar, lpips, stride) if mine else []
             if world > 1:
                 everyone = [None] * world if rank == 0 else None
                 torch.distributed.gather_object(shots, everyone)
@@ -453,6 +456,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=None, help=f"{training.Config.__dataclass_fields__[name].metadata['help']} [the run's]")
     parser.add_argument("--lpips", action="store_true", help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
+    parser.add_argument("--preview", type=int, default=1, metavar="N", help="every N-th row and column of each view alone: figures and "
+                        "pictures of a sample, N x N times as fast, no SSIM")
     parser.add_argument("--pseudo-labels", metavar="FOLDER", default=None, help="instead: write the 2D segmenter's labels of the source "
                         "and fine-tuning views to FOLDER/SCENE/FRAME.png, for 07 and 09 --labels")
     parser.add_argument("--video", default=None, metavar="FILE",
@@ -464,6 +469,8 @@ def main() -> None:
         check_video(Path(args.video))
     if args.frames < 2:
         raise data.DataError(f"--frames {args.frames}: a fly-through has at least 2")
+    if args.preview < 1 or args.preview > 1 and args.lpips:
+        raise data.DataError(f"--preview {args.preview}: must be 1 or more, and 1 with --lpips")
     if not 1 <= args.views <= 16:
         raise data.DataError(f"--views {args.views}: the protocol has 8 source and 8 fine-tuning views; give 1 to 16")
     start = time.time()
@@ -512,18 +519,19 @@ def main() -> None:
     strange = [scene for scene in loaded if scene.has_labels and scene.classes.names != model.classes.names]
     if strange:
         print(f"LABELS ARE NOT COMPARED: {data.other_classes(model.classes, strange[0].classes)}; colour and depth are")
-    title = f"{kind}, {config.width}x{config.height}, step {state['step']}"
+    part = f", every {args.preview}th row and column" if args.preview > 1 else ""
+    title = f"{kind}, {config.width}x{config.height}{part}, step {state['step']}"
     device = training.pick_device(args.device)
     if args.video:
         fly_through(model, loaded[0], device, Path(args.video), f"{scenes[0]} ({title})", args.frames, args.views)
         return
-    metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None)
+    metrics = evaluate(model, loaded, device, out, title, args.views, lpips_metric(device) if args.lpips else None, args.preview)
     if world > 1:
         torch.distributed.destroy_process_group()
     if rank:
         return
     metrics |= {"classes": model.classes.names, "data": kind,
-                "views": {"source": args.views, "test": 4, "images": len(metrics["images"])},
+                "views": {"source": args.views, "test": 4, "images": len(metrics["images"])}, "preview": args.preview,
                 "scenes": scenes, "scenes_seen_in_training": seen, "steps": state["step"],
                 "train_seconds": run["seconds"], "seconds": time.time() - start, "config": asdict(config),
                 "train_command": run["command"], "command": " ".join(["python", *sys.argv]),
@@ -532,7 +540,7 @@ def main() -> None:
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
     print_table(metrics)
     print(f"LPIPS (VGG): {metrics['lpips']:.4f}" if args.lpips else "LPIPS: not run (--lpips; needs requirements-lpips.txt)")
-    print(f"\n{len(metrics['images'])} images of {config.width}x{config.height}, {metrics['seconds_per_image']:.2f} s each; "
+    print(f"\n{len(metrics['images'])} images of {config.width}x{config.height}{part}, {metrics['seconds_per_image']:.2f} s each; "
           f"pictures and metrics.json in {out}")
 
 

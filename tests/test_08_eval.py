@@ -181,6 +181,25 @@ def test_the_target_truth_does_not_reach_the_model(work):
     assert after["images"][0]["psnr"] != before["images"][0]["psnr"] and after["images"][1]["psnr"] == before["images"][1]["psnr"]
 
 
+def test_a_preview_is_every_nth_pixel_of_the_whole_picture(work):
+    whole, part = evaluate(work, "--out", "out"), evaluate(work, "--out", "out", "--preview", 4)
+    assert part["preview"] == 4 and np.sum(part["confusion"]) <= 4 * 12 * 16 < np.sum(whole["confusion"])
+    assert part["ssim"] is None and whole["ssim"] > 0 and "every 4th row and column" in part["screen"]
+    model, _ = training.load_checkpoint(work / "run/checkpoint.pt")
+    scene = data.Scene(work / "rooms/room9000_00", 48, 64, cache=work / "cache")
+    sources, truth = scene.views(data.protocol(scene)[0]), scene.views(data.protocol(scene)[2])
+    with torch.no_grad():
+        encoded = model.eval().encode(sources)
+        for i in range(4):
+            image = model.render_image(encoded, truth.K[i], truth.c2w[i], 48, 64)["colour"]
+            error = (image - truth.images[i].permute(1, 2, 0)).square()
+            assert part["images"][i]["psnr"] == pytest.approx(-10 * math.log10(error[::4, ::4].mean()), abs=0.02)
+            assert abs(part["images"][i]["psnr"] - whole["images"][i]["psnr"]) > 1e-4            # a sample is not the whole
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--preview", "0"], cwd=work,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "--preview 0" in done.stderr
+
+
 def test_too_few_frames_for_the_protocol_is_refused_before_rendering(work):
     shutil.copytree(work / "rooms/room9000_00", work / "short/scene0002_00")
     shutil.copy(work / "rooms" / data.LABELS_TSV, work / "short")
