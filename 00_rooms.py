@@ -521,7 +521,7 @@ def make_room(seed):
         return all((lo >= h - .01).any() or (hi <= l + .01).any() for _, l, h in objects)
 
     def place(build):
-        """Try to place a newly built item, against a wall or (tables) in the middle; True if it found room."""
+        """Try to place a newly built item, against a wall or (tables, varied rooms' seats) in the middle; True if it found room."""
         for attempt in range(8):
             item = build(rng).scale(rng.uniform(.8, 1.35)) if varied else build(rng)
             lo, hi = item.bounds()
@@ -614,6 +614,7 @@ def camera_path(room, frames, seed):
     """Handheld poses c2w (frames, 4, 4), float64, OpenCV axes: a walk around the room's loop, looking across it.
 
     13° of the loop per frame, about 0.25 m; 28 frames see the room all around.
+    In a room of VARIED at most 17° and 0.2 to 0.38 m where the loop is widest.
     """
     rng = np.random.default_rng([seed, room.seed, VERSION])
     way = rng.choice([-1, 1])

@@ -692,6 +692,8 @@ def check(config: Config) -> None:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     if not 0 < config.near < config.far:
         raise data.DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
+    if not 0 <= config.varied_rooms <= len(data.rooms.VARIED):
+        raise data.DataError(f"--varied-rooms {config.varied_rooms}: must be 0 to {len(data.rooms.VARIED)}")
     if not config.colour_jitter >= 0:
         raise data.DataError(f"--colour-jitter {config.colour_jitter}: must be 0 or more")
     if not 0 < config.tau <= 1:
