@@ -492,6 +492,7 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
     (["--scene", "ROOT", "--scenes", "room0000_00,room7777_00"], ["room7777_00", "no such scene"]),
     (["--scene", "ROOT", "--views", "30"], ["room0000_00", "24 usable frames", "30 source views"]),
     (["--scene", "ROOT", "--tau", "1.5"], ["--tau 1.5"]),
+    (["--scene", "ROOT", "--varied-rooms", "-1"], ["--varied-rooms -1"]),
     (["--scene", "ROOT", "--height", "20"], ["--height 20"]),
     (["--scene", "ROOT", "--finetune", "nothing.pt"], ["nothing.pt", "no such checkpoint"]),
     (["--export", "weights.pt"], ["--export weights.pt", "--resume --out"]),
