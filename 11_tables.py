@@ -521,8 +521,9 @@ def consistency(labels: list[Tensor], views) -> tuple[int, int]:
     return agree, total
 
 
-def measure_beyond(checkpoint: Path, segmenter: Path) -> dict[str, dict]:
-    """The rows of `beyond` for one training: name -> label metrics, psnr (None without colour), consistency in percent."""
+def measure_beyond(checkpoint: Path, segmenter: Path, stride: int = 1) -> dict[str, dict]:
+    """The rows of `beyond` for one training: name -> label metrics, psnr (None without colour), consistency in percent. stride n:
+    every n-th row and column of each view alone, and no consistency."""
     model, state = training.load_checkpoint(checkpoint)
     L = len(model.classes.names)
     alone, _ = training.load_checkpoint(segmenter)
@@ -536,31 +537,32 @@ def measure_beyond(checkpoint: Path, segmenter: Path) -> dict[str, dict]:
             scene = data.Scene(Path(run["root"]) / name, c.height, c.width)
             source_ids, _, test_ids = data.protocol(scene)
             truth, sources = scene.views(test_ids), model.encode(scene.views(source_ids))
+            grid = data.pixel_grid(c.height, c.width).view(c.height, c.width, 2)[::stride, ::stride]              # (h, w, 2)
             maps = {"2D average, the segmenter's": alone.source_head(alone.features(sources.images))}
             if c.source_loss:
                 maps["2D average, own encoder's"] = model.source_head(sources.features)
-            shown: dict[str, list[Tensor]] = {"truth": list(truth.labels),
-                                              "2D segmenter on the true picture": list(alone.segment(truth.images).argmax(1))}
+            shown: dict[str, list[Tensor]] = {"truth": list(truth.labels[:, ::stride, ::stride]), "2D segmenter on the true picture":
+                                              list(alone.segment(truth.images).argmax(1)[:, ::stride, ::stride])}
             for i in range(len(test_ids)):
-                parts = [both_ways(model, sources, maps, pixels, truth.K[i], truth.c2w[i], depth) for pixels, depth in
-                         zip(data.pixel_grid(c.height, c.width).split(c.chunk), truth.depth[i].flatten().split(c.chunk))]
+                depth = truth.depth[i, ::stride, ::stride].flatten()
+                parts = [both_ways(model, sources, maps, pixels, truth.K[i], truth.c2w[i], z) for pixels, z in
+                         zip(grid.reshape(-1, 2).split(c.chunk), depth.split(c.chunk))]
                 for way in parts[0]:
                     whole = torch.cat([p[way] for p in parts])
                     if way.startswith("colour"):
-                        image = whole.view(c.height, c.width, 3)
                         psnr.setdefault("S-Ray" + ", true depth" * (way != "colour"), []).append(
-                            evaluation.psnr(image, truth.images[i].permute(1, 2, 0)))
+                            evaluation.psnr(whole.view(*grid.shape[:2], 3), truth.images[i, :, ::stride, ::stride].permute(1, 2, 0)))
                     else:
-                        shown.setdefault(way, []).append(whole.argmax(-1).view(c.height, c.width))
+                        shown.setdefault(way, []).append(whole.argmax(-1).view(grid.shape[:2]))
                 bar.update()
             for way, labels in shown.items():
-                n = evaluation.confusion_matrix(torch.stack(labels).flatten(), truth.labels.flatten(), L)
+                n = evaluation.confusion_matrix(torch.stack(labels).flatten(), truth.labels[:, ::stride, ::stride].flatten(), L)
                 tables[way] = tables.get(way, 0) + n
-                pair = same.setdefault(way, [0, 0])
-                pair[:] = [x + y for x, y in zip(pair, consistency(labels, truth))]
+                if stride == 1:
+                    same[way] = [x + y for x, y in zip(same.get(way, (0, 0)), consistency(labels, truth))]
     return {way: {**{k: evaluation.label_metrics(n)[k] for k in ("miou", "total_acc", "avg_acc")},
                   "psnr": sum(psnr[way]) / len(psnr[way]) if way in psnr else None,
-                  "consistency": 100 * same[way][0] / max(1, same[way][1])} for way, n in tables.items()}
+                  "consistency": 100 * same[way][0] / max(1, same[way][1]) if way in same else None} for way, n in tables.items()}
 
 
 def beyond(bench: Bench) -> tuple[list, list]:
@@ -572,9 +574,9 @@ def beyond(bench: Bench) -> tuple[list, list]:
     runs = []
     for seed in range(bench.args.seeds):
         folder, segmenter = bench.trained(**({"seed": seed} if seed else {})), bench.segmenter()
-        path = folder / "beyond.json"
+        path = folder / ("beyond.json" if bench.args.preview == 1 else f"beyond-{bench.args.preview}.json")
         if not path.exists():
-            found = measure_beyond(folder / "checkpoint.pt", segmenter / "checkpoint.pt")
+            found = measure_beyond(folder / "checkpoint.pt", segmenter / "checkpoint.pt", bench.args.preview)
             data.write_atomically(path, lambda file: file.write(json.dumps(found, indent=1).encode()))
         runs.append(json.loads(path.read_text()))
     order = ["S-Ray", "2D average, own encoder's", "2D average, the segmenter's"]
@@ -870,6 +872,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="training steps [the preset's]")
     parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4 and beyond, else 1; with --quick 1]")
     parser.add_argument("--captures", default=None, help="Table 6: folder with nerf_synthetic/ and nerf_llff_data/ [rooms in their layouts]")
+    parser.add_argument("--preview", type=int, default=1, metavar="N", help="beyond: of every N-th row and column of each view alone")
     parser.add_argument("--lpips", action="store_true", help="Table 6: LPIPS too, needs requirements-lpips.txt")
     parser.add_argument("--runs", default="runs/tables", help="folder of the trainings")
     parser.add_argument("--out", default="results", help="folder of the tables")
@@ -879,6 +882,8 @@ def main() -> None:
     seeds = args.seeds or (1 if args.checkpoint else None)
     if args.checkpoint and args.what in ("1", "2", "3", "4", "6", "12", "all"):
         raise data.DataError(f"--checkpoint: {args.what} compares trainings; it is for 5, 7, 13, beyond and the figures")
+    if args.preview < 1:
+        raise data.DataError(f"--preview {args.preview}: must be 1 or more")
     for what in WHAT if args.what == "all" else [args.what]:
         args.seeds = seeds or (3 if what in ("2", "3", "4", "beyond") and args.size in ("laptop", "paper") else 1)
         bench = Bench(args)

@@ -25,7 +25,8 @@ class Recorder(tables.Bench):
     """A Bench whose scripts write their files at once: metrics depend on the flags alone, so rows can be told apart."""
 
     def __init__(self, folder, seeds=1, size="smoke"):
-        super().__init__(Namespace(size=size, seeds=seeds, data=None, runs=str(folder), out=str(folder), captures=None, lpips=False, checkpoint=None))
+        super().__init__(Namespace(size=size, seeds=seeds, data=None, runs=str(folder), out=str(folder), captures=None, lpips=False, checkpoint=None,
+                                   preview=1))
         self.ran = []
 
     def run(self, script, *flags):
@@ -231,6 +232,23 @@ def test_consistency_counts_pixels_that_land_on_the_label_they_left_with(box_vie
     assert tables.consistency(turns, box_views) == (0, total)
     none = data.Views(**{**vars(box_views), "depth": 0 * box_views.depth})
     assert tables.consistency(truth, none) == (0, 0)
+
+
+def test_every_second_row_and_column_is_what_all_of_them_say_there(box_folder, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = training.Config(height=36, width=48, views=4, coarse=3, fine=3, source_loss=1.0, chunk=36 * 48)
+    model = training.SRay(config)
+    training.save_checkpoint(tmp_path / "a.pt", model, torch.optim.Adam(model.parameters()), 1, {
+        "root": str(box_folder.parent), "test": [box_folder.name]})
+    asked, both_ways = [], tables.both_ways
+    monkeypatch.setattr(tables, "both_ways", lambda *args: asked.append(both_ways(*args)) or asked[-1])
+    whole, part = (tables.measure_beyond(tmp_path / "a.pt", tmp_path / "a.pt", stride) for stride in (1, 2))
+    for some, every in zip(asked[4:], asked[:4]):                             # a call for each view
+        for way in some:
+            torch.testing.assert_close(some[way], every[way].view(36, 48, -1)[::2, ::2].flatten(0, 1))
+    assert len(asked) == 8 and whole.keys() == part.keys() and part["truth"]["miou"] == 100
+    assert {row["consistency"] for row in part.values()} == {None} and whole["truth"]["consistency"] > 80
+    assert part["S-Ray"]["psnr"] == pytest.approx(whole["S-Ray"]["psnr"], abs=2)                  # other pixels of the same views
 
 
 def test_what_a_view_truly_sees_lies_not_behind_its_depth(box_views):
