@@ -246,6 +246,19 @@ def test_varied_rooms_are_larger_paler_and_seen_otherwise():
             assert (np.linalg.norm(np.maximum(np.maximum(lo - eye, eye - hi), 0), axis=1) > .1).all(), room.seed
 
 
+@pytest.mark.parametrize("seed, parts, sizes, steps, colour, depth, labels", [
+    (3, 121, 109.745, 26.937, (138.11, 127.55, 112.41), 2.8, 6), (149, 160, 127.992, 21.971, (147.10, 140.31, 133.86), 2.7, 8),
+    (9000, 125, 117.633, 36.501, (145.68, 134.64, 131.37), 3.1, 6), (5000, 194, 168.105, 25.660, (109.16, 102.60, 100.32), 4.6, 11)])
+def test_rooms_are_those_the_recorded_results_are_about(seed, parts, sizes, steps, colour, depth, labels):
+    """Fails when a change redraws them: then raise VERSION, and every figure about rooms has to be measured again."""
+    room = rooms.make_room(seed)
+    path = rooms.camera_path(room, 24, seed)
+    rgb, z, label = rooms.render(room, path[5], rooms.intrinsics(room, 64, 48), 48, 64)
+    assert rooms.VERSION == 2 and len(room.parts["label"]) == parts and len(np.unique(label)) == labels
+    assert (room.parts["half"].sum(), path.sum()) == pytest.approx((sizes, steps), abs=2e-3)
+    assert rgb.mean(axis=(0, 1)) == pytest.approx(colour, abs=0.2) and z.mean() == pytest.approx(depth, abs=0.06)
+
+
 def test_a_seed_gives_the_same_bytes_and_another_seed_another_room(tmp_path):
     state = np.random.get_state()[1].copy()
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
