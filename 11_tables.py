@@ -65,6 +65,7 @@ class Bench:
 
     def __init__(self, args):
         self.args, self.commands, self.seconds = args, [], 0.0
+        self.folders = {}                                                     # of the trainings used, in order
         self.where = ["--scene", "scannet", "--data", args.data] if args.data else ["--scene", "rooms"]
         self.runs = Path(args.runs)
 
@@ -97,6 +98,7 @@ class Bench:
         out = self.runs / f"{self.args.size}-{name}-{digest}"
         flags = [x for key, value in settings.items() for x in (f"--{key.replace('_', '-')}", str(value))]
         checkpoint = out / "checkpoint.pt"
+        self.folders[out] = name
         self.commands.append(" ".join(["python 07_train.py", *self.where, *flags, "--no-eval", "--out", str(out)]))
         if not checkpoint.exists():
             self.run("07_train.py", *self.where, *flags, "--no-eval", "--out", out)
@@ -130,10 +132,21 @@ class Bench:
     def once(self, product: Path, script: str, *flags, resume: Path | None = None) -> None:
         """Run a script unless what it makes is there already; if it was interrupted after `resume` was written, go on from that."""
         self.commands.append(" ".join(["python", script, *map(str, flags)]))
+        self.folders[product.parent] = script
         if not product.exists() and resume and resume.exists():
             self.run(script, "--resume", "--no-eval", "--out", resume.parent)
         elif not product.exists():
             self.run(script, *flags)
+
+    def training_seconds(self) -> float:
+        """Of all the trainings behind a table, whichever call made them: what their logs (07) or histories (09) say."""
+        total = 0.0
+        for folder in self.folders:
+            if (folder / "log.csv").exists():
+                total += float((folder / "log.csv").read_text().split("\n")[-2].split(",")[-1])
+            elif (folder / "metrics.json").exists():
+                total += json.loads((folder / "metrics.json").read_text()).get("history", [{}])[-1].get("train_seconds", 0.0)
+        return total
 
     def seeds(self, **changes) -> list[dict]:
         """The metrics of one variant for each seed."""
@@ -150,9 +163,11 @@ def spread(runs: list[dict], key: str, digits: int = 2) -> str:
     return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
+STUDENT = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}   # Student's t, two-sided 95%, of so many differences
+
+
 def paired(runs: list[dict], base: list[dict], key: str = "miou") -> str:
-    """The difference to the base, seed by seed: mean ± deviation; "indistinguishable" if it is smaller than twice its standard
-    error."""
+    """The difference to the base, seed by seed: mean ± deviation; "indistinguishable" if 0 lies in its 95% confidence interval."""
     differences = [a[key] - b[key] for a, b in zip(runs, base) if a[key] is not None and b[key] is not None]
     if not differences:
         return "-"
@@ -160,7 +175,7 @@ def paired(runs: list[dict], base: list[dict], key: str = "miou") -> str:
     if len(differences) == 1:
         return f"{mean:+.2f} (one seed)"
     deviation = statistics.stdev(differences)
-    close = abs(mean) < 2 * deviation / len(differences) ** 0.5
+    close = abs(mean) < STUDENT.get(len(differences), 2.3) * deviation / len(differences) ** 0.5
     return f"{mean:+.2f} ± {deviation:.2f}" + (" (indistinguishable)" if close else "")
 
 
@@ -814,14 +829,15 @@ def facts_of(what: str, bench: Bench) -> dict:
     return {"what": what, "command": " ".join(["python", *sys.argv]), "data": bench.args.data or "rooms", "settings": settings,
             "preset": PRESETS[bench.args.size]["preset"], "seeds": list(range(bench.args.seeds)), "code": code_version(),
             "hardware": benchmark.hardware(Namespace(device="cpu")), "seconds_of_this_call": round(bench.seconds),
+            "training_seconds": round(bench.training_seconds()),
             "commands": list(dict.fromkeys(bench.commands))}
 
 
 def origin_line(facts: dict, path: Path) -> str:
     """Where the figures come from, in words."""
     return (f"Command: `{facts['command']}`. Preset {facts['preset']} with {facts['settings'] or 'nothing changed'}; seeds {facts['seeds']}; "
-            f"{facts['hardware']}; code {facts['code']}; {facts['seconds_of_this_call']} s in this call (what was trained before is "
-            f"read back). Every command that made a figure is in `{path.name}`.")
+            f"{facts['hardware']}; code {facts['code']}; trainings of together {facts['training_seconds']} s, shared "
+            f"between tables and read back where they were made before ({facts['seconds_of_this_call']} s in this call). Every command that made a figure is in `{path.name}`.")
 
 
 def write_table(what: str, bench: Bench, head: list, rows: list, out: Path, *notes: str) -> Path:

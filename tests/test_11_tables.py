@@ -129,6 +129,17 @@ def test_seeds_give_a_mean_a_spread_and_a_paired_difference(tmp_path):
     assert rows["1"][4] == "+3.00 ± 0.00"
     near = [{"miou": x} for x in (1.0, 2.0, 3.0)], [{"miou": x} for x in (1.5, 1.6, 3.1)]
     assert "indistinguishable" in tables.paired(*near)
+    three = [{"miou": x} for x in (1.0, 2.0, 3.0)]                            # mean 2, standard error 1 / sqrt(3): t = 3.46, and 4.30 is needed
+    assert tables.paired(three, [{"miou": 0.0}] * 3).endswith("(indistinguishable)")
+    assert tables.paired([{"miou": x + 1} for x in (1.0, 2.0, 3.0)], [{"miou": 0.0}] * 3) == "+3.00 ± 1.00"             # t = 5.2
+
+
+def test_a_tables_training_seconds_are_those_of_all_its_trainings_whichever_call_made_them(tmp_path):
+    for bench in (Recorder(tmp_path), Recorder(tmp_path)):
+        tables.table_13(bench)
+        for i, out in enumerate(out for out in bench.folders if "nerf" not in out.name):
+            (out / "log.csv").write_text(f"step,seconds\n10,1.0\n20,{100 * 10 ** i}.5\n")
+        assert bench.training_seconds() == 100.5 + 1000.5 + 100   # base, fine-tuning; the NeRF of 100 steps says 1 s each
 
 
 def test_a_failing_command_ends_the_table_with_one_line(tmp_path):
