@@ -553,11 +553,14 @@ def measure_beyond(checkpoint: Path, segmenter: Path, stride: int = 1) -> dict[s
             source_ids, _, test_ids = data.protocol(scene)
             truth, sources = scene.views(test_ids), model.encode(scene.views(source_ids))
             grid = data.pixel_grid(c.height, c.width).view(c.height, c.width, 2)[::stride, ::stride]              # (h, w, 2)
-            maps = {"2D average, the segmenter's": alone.source_head(alone.features(sources.images))}
+            maps, flat = {}, {"truth": truth.labels}                          # logits of the source views, labels of the test views
+            if (alone.config.height, alone.config.width) == (c.height, c.width):                  # it knows no other size
+                maps["2D average, the segmenter's"] = alone.source_head(alone.features(sources.images))
+                flat["the segmenter on the true picture"] = alone.segment(truth.images).argmax(1)
             if c.source_loss:
                 maps["2D average, own encoder's"] = model.source_head(sources.features)
-            shown: dict[str, list[Tensor]] = {"truth": list(truth.labels[:, ::stride, ::stride]), "2D segmenter on the true picture":
-                                              list(alone.segment(truth.images).argmax(1)[:, ::stride, ::stride])}
+                flat["own encoder on the true picture"] = model.segment(truth.images).argmax(1)
+            shown: dict[str, list[Tensor]] = {way: list(labels[:, ::stride, ::stride]) for way, labels in flat.items()}
             for i in range(len(test_ids)):
                 depth = truth.depth[i, ::stride, ::stride].flatten()
                 parts = [both_ways(model, sources, maps, pixels, truth.K[i], truth.c2w[i], z) for pixels, z in
@@ -584,7 +587,8 @@ def beyond(bench: Bench) -> tuple[list, list]:
     """What the paper leaves out. S-Ray's labels against a 2D segmenter's logits of the source views, looked up at the same samples,
     averaged over the views that have them in their image, and rendered with the same density: what attention and view weights add.
     "True depth": only the sample at the true depth is rendered: how much of the error is geometry, how much semantics. "The true
-    picture": the segmenter on the very photograph that all others have to do without. Consistency: pixels of one test view carried
+    picture": a 2D segmenter on the very photograph that all others have to do without. The segmenter's rows are left out where it was
+    trained at another image size than S-Ray. Consistency: pixels of one test view carried
     to the next by true depth that land on the label they left with; the truth's own rate is what rounding and edges allow."""
     runs = []
     for seed in range(bench.args.seeds):
@@ -595,7 +599,8 @@ def beyond(bench: Bench) -> tuple[list, list]:
             data.write_atomically(path, lambda file: file.write(json.dumps(found, indent=1).encode()))
         runs.append(json.loads(path.read_text()))
     order = ["S-Ray", "2D average, own encoder's", "2D average, the segmenter's"]
-    order = [*order, *(f"{name}, true depth" for name in order), "2D segmenter on the true picture", "truth"]
+    order = [*order, *(f"{name}, true depth" for name in order), "the segmenter on the true picture",
+             "own encoder on the true picture", "truth"]
     rows = [[name, *(spread([run[name] for run in runs], key) for key in ("miou", "total_acc", "avg_acc", "psnr", "consistency")),
              paired([run[name] for run in runs], [run["S-Ray"] for run in runs]) if name not in ("S-Ray", "truth") else ""]
             for name in order if name in runs[0]]
