@@ -841,7 +841,8 @@ def facts_of(what: str, bench: Bench) -> dict:
 def origin_line(facts: dict, path: Path) -> str:
     """Where the figures come from, in words."""
     return (f"Command: `{facts['command']}`. Preset {facts['preset']} with {facts['settings'] or 'nothing changed'}; seeds {facts['seeds']}; "
-            f"{facts['hardware']}; code {facts['code']}; trainings of together {facts['training_seconds']} s, shared "
+            f"{facts['hardware']}; code {facts['code']}; trainings {'besides those weights ' * ('weights' in facts['settings'])}of together "
+            f"{facts['training_seconds']} s, shared "
             f"between tables and read back where they were made before ({facts['seconds_of_this_call']} s in this call). Every command that made a figure is in `{path.name}`.")
 
 
