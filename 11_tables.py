@@ -65,7 +65,6 @@ class Bench:
 
     def __init__(self, args):
         self.args, self.commands, self.seconds = args, [], 0.0
-        self.folders = {}                                                     # of the trainings used, in order
         self.where = ["--scene", "scannet", "--data", args.data] if args.data else ["--scene", "rooms"]
         self.runs = Path(args.runs)
 
@@ -98,7 +97,6 @@ class Bench:
         out = self.runs / f"{self.args.size}-{name}-{digest}"
         flags = [x for key, value in settings.items() for x in (f"--{key.replace('_', '-')}", str(value))]
         checkpoint = out / "checkpoint.pt"
-        self.folders[out] = name
         self.commands.append(" ".join(["python 07_train.py", *self.where, *flags, "--no-eval", "--out", str(out)]))
         if not checkpoint.exists():
             self.run("07_train.py", *self.where, *flags, "--no-eval", "--out", out)
@@ -132,7 +130,6 @@ class Bench:
     def once(self, product: Path, script: str, *flags, resume: Path | None = None) -> None:
         """Run a script unless what it makes is there already; if it was interrupted after `resume` was written, go on from that."""
         self.commands.append(" ".join(["python", script, *map(str, flags)]))
-        self.folders[product.parent] = script
         if not product.exists() and resume and resume.exists():
             self.run(script, "--resume", "--no-eval", "--out", resume.parent)
         elif not product.exists():
@@ -141,11 +138,12 @@ class Bench:
     def training_seconds(self) -> float:
         """Of all the trainings behind a table, whichever call made them: what their logs (07) or histories (09) say."""
         total = 0.0
-        for folder in self.folders:
-            if (folder / "log.csv").exists():
-                total += float((folder / "log.csv").read_text().split("\n")[-2].split(",")[-1])
-            elif (folder / "metrics.json").exists():
-                total += json.loads((folder / "metrics.json").read_text()).get("history", [{}])[-1].get("train_seconds", 0.0)
+        for command in dict.fromkeys(self.commands):
+            out = Path(command.split(" --out ")[-1])                          # --out is the last flag of every command here
+            if command.startswith("python 07_train.py"):
+                total += float((out / "log.csv").read_text().splitlines()[-1].split(",")[-1])
+            elif command.startswith("python 09_semantic_nerf.py"):
+                total += json.loads((out / "metrics.json").read_text())["history"][-1]["train_seconds"]
         return total
 
     def seeds(self, **changes) -> list[dict]:
@@ -842,8 +840,8 @@ def origin_line(facts: dict, path: Path) -> str:
     """Where the figures come from, in words."""
     return (f"Command: `{facts['command']}`. Preset {facts['preset']} with {facts['settings'] or 'nothing changed'}; seeds {facts['seeds']}; "
             f"{facts['hardware']}; code {facts['code']}; trainings {'besides those weights ' * ('weights' in facts['settings'])}of together "
-            f"{facts['training_seconds']} s, shared "
-            f"between tables and read back where they were made before ({facts['seconds_of_this_call']} s in this call). Every command that made a figure is in `{path.name}`.")
+            f"{facts['training_seconds']} s, shared between tables and read back where they were made before "
+            f"({facts['seconds_of_this_call']} s in this call). Every command that made a figure is in `{path.name}`.")
 
 
 def write_table(what: str, bench: Bench, head: list, rows: list, out: Path, *notes: str) -> Path:
