@@ -12,7 +12,10 @@ The direction difference (Input 2) is: unit direction from the source camera to 
 and their dot product. The mask is true where the point is in front of the camera and inside its image; it knows nothing of
 occlusion. Feature (i, j) is centred on pixel (4i, 4j) (see 02_encoder.py), so a pixel u is looked up at u / 4.
 
-Dimension key: R rays, S samples per ray, V source views, C channels.
+Much of M may be masked: of a room's tokens two thirds. `packed=True` computes the T valid tokens alone, M[mask] (T, C), and every
+later stage takes M either way (05's docstring says how): the same numbers in less time on a CPU.
+
+Dimension key: R rays, S samples per ray, V source views, C channels, T valid tokens. (.., C): (R, S, V, C) or packed, (T, C).
 Run: python 03_reprojection.py     Test: pytest tests/test_03_reprojection.py
 """
 from importlib import import_module
@@ -28,26 +31,28 @@ encoder = import_module("02_encoder")        # STRIDE, CHANNELS: what a feature 
 
 
 class Context(NamedTuple):
-    """The initial 3D contextual space M and what was looked up with it."""
-    M: Tensor             # (R, S, V, C)  features + direction embedding, 0 where the mask is false
+    """The initial 3D contextual space M and what was looked up with it. Packed: M and differences of the valid tokens alone."""
+    M: Tensor             # (.., C)       features + direction embedding, 0 where the mask is false
     colours: Tensor | None   # (R, S, V, 3)  source colours in [0, 1], 0 where the mask is false; None if not asked for
-    differences: Tensor   # (R, S, V, 4)  direction differences
+    differences: Tensor   # (.., 4)       direction differences
     mask: Tensor          # (R, S, V)     bool: in front of the camera and inside its image
 
 
-def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:
+def lookup(maps: Tensor, pixels: Tensor, stride: int, view: Tensor | None = None) -> Tensor:
     """Bilinear lookup: maps (V, C, h, w) whose cell (i, j) is centred on pixel (stride i, stride j), at pixels (R, S, V, 2)
-    -> (R, S, V, C). Beyond the outermost centres the border value holds. No gradient reaches the pixels."""
+    -> (R, S, V, C), or pixels (T, 2) of views (T,) -> (T, C). Beyond the outermost centres the border value holds. No gradient
+    reaches the pixels."""
     V, C, h, w = maps.shape
-    if maps.device.type == "cpu" and C >= 16:                                 # wide maps: `Gather` is the faster way
+    if view is not None or maps.device.type == "cpu" and C >= 16:             # wide maps: `Gather` is the faster way
+        view = torch.arange(V) if view is None else view                      # (V,) or (T,)
         cell = pixels.detach() / stride
-        u, v = cell[..., 0].clamp(0, w - 1), cell[..., 1].clamp(0, h - 1)     # (R, S, V)
+        u, v = cell[..., 0].clamp(0, w - 1), cell[..., 1].clamp(0, h - 1)     # (R, S, V) or (T,), as all that follows
         left, top = u.floor(), v.floor()
         u, v, right = u - left, v - top, (left + 1).clamp(max=w - 1)
-        row = (torch.arange(V) * h + top) * w                                 # (R, S, V) where the upper row of cells begins
+        row = (view * h + top) * w                                            # where the upper row of cells begins
         below = (top < h - 1) * w                                             # and how much further the lower one
         index = torch.stack([row + left, row + right, row + below + left, row + below + right], dim=-1).int()
-        weight = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=-1)        # (R, S, V, 4)
+        weight = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=-1)        # (.., 4)
         table = maps.permute(0, 2, 3, 1).reshape(-1, C)                       # a row for each cell of each view
         return Gather.apply(table, index.view(-1, 4), weight.view(-1, 4)).view(*pixels.shape[:-1], C)
     half = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype) / 2
@@ -83,10 +88,11 @@ def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
 
 
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
-    """points (R, S, 3) seen from the query camera (3,) and the source cameras (V, 3) -> (R, S, V, 4): unit source direction
-    minus unit query direction, and their dot product (1: both look at the point from the same side)."""
-    query = F.normalize(points - query_origin, dim=-1)[:, :, None]            # (R, S, 1, 3)
-    source = F.normalize(points[:, :, None] - source_origins, dim=-1)         # (R, S, V, 3)
+    """points (R, S, 1, 3) seen from the query camera (3,) and the source cameras (V, 3) -> (R, S, V, 4), or points (T, 3) and
+    cameras (T, 3) -> (T, 4): unit source direction minus unit query direction, and their dot product (1: both look at the
+    point from the same side)."""
+    query = F.normalize(points - query_origin, dim=-1)                        # (R, S, 1, 3)
+    source = F.normalize(points - source_origins, dim=-1)                     # (R, S, V, 3)
     return torch.cat([source - query, (source * query).sum(-1, keepdim=True)], dim=-1)           # (R, S, V, 4)
 
 
@@ -98,18 +104,22 @@ class Reprojection(nn.Module):
         self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(inplace=True), nn.Linear(16, encoder.CHANNELS), nn.ELU())
 
     def forward(self, points: Tensor, query_origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
-                c2w: Tensor, colour: bool = True) -> Context:
+                c2w: Tensor, colour: bool = True, packed: bool = False) -> Context:
         """points (R, S, 3), query camera centre (3,), source features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3),
-        c2w (V, 4, 4) -> Context; colour=False leaves its colours out."""
+        c2w (V, 4, 4) -> Context; colour=False leaves its colours out; packed: the valid tokens alone."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         mask = in_view(pixels, z, H, W)                                       # (R, S, V)
         pixels = torch.where(mask[..., None], pixels, torch.zeros_like(pixels))                  # finite everywhere
-        differences = direction_differences(points, query_origin, c2w[:, :3, 3])                 # (R, S, V, 4)
-        L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
-        M = L20.add_(self.L21(differences)).mul_(mask[..., None])             # L22: (R, S, V, C)
         colours = lookup(images, pixels, 1) * mask[..., None] if colour else None                # (R, S, V, 3)
-        return Context(M, colours, differences, mask)
+        points, centres, view = points[:, :, None], c2w[:, :3, 3], None       # (R, S, 1, 3), (V, 3)
+        if packed:
+            r, s, view = mask.nonzero(as_tuple=True)                          # (T,) each
+            points, centres, pixels = points[r, s, 0], centres[view], pixels[mask]               # (T, 3), (T, 3), (T, 2)
+        differences = direction_differences(points, query_origin, centres)    # (.., 4)
+        L20 = lookup(features, pixels, encoder.STRIDE, view)                  # (.., C)
+        M = L20.add_(self.L21(differences))                                   # L22: (.., C)
+        return Context(M if packed else M.mul_(mask[..., None]), colours, differences, mask)
 
 
 def main() -> None:

@@ -16,11 +16,16 @@ The table lists L1 and L5, transposes that bring the attended axis in front; an 
 What the table leaves open, and how it is settled (figures in README.md, "Choices settled by measuring"): a residual and a
 LayerNorm around each attention, no feed-forward; `relu=True`, the table's ReLU on the attention's output, is S-Ray's default.
 
-Dimension key: R rays, S samples (s queries, t keys), V source views (v queries, u keys), C channels, A heads, D head dim.
+Packed. M may come as its T valid tokens alone, M[mask] (T, C) (03 makes them so on a CPU). The sequences then have different lengths;
+`lay_out` sorts them into blocks of like length, and nothing is computed for tokens that nobody reads.
+
+Dimension key: R rays, S samples (s queries, t keys), V source views (v queries, u keys), C channels, A heads, D head dim,
+T valid tokens, P those and padding.
 Run: python 04_cra.py     Test: pytest tests/test_04_cra.py
 """
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +33,7 @@ from torch import Tensor, nn
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
+SIZES = (1, 2, 3, 4, 8, *range(16, 4097, 16))    # packed sequences are padded to these lengths: 5 to 7 tokens take longer than 8
 EINSUM_UP_TO = 16       # sequences no longer than this go through the einsum: on a CPU it is the faster one (10_benchmark.py --tried)
 
 
@@ -58,21 +64,22 @@ def readable_keys(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Multi-head attention over the second-to-last axis, as an equation. This is the definition.
 
-    q (B, A, s, D), k, v (B, A, t, D), mask (B, 1 or A, t): which keys may be read -> (B, A, s, D).
+    q (B, A, s, D), k, v (B, A, t, D), mask (B, 1 or A, t): which keys may be read (None: all) -> (B, A, s, D).
     """
     # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
     score = torch.einsum("basd,batd->bast", q / math.sqrt(q.shape[-1]), k)
-    score += readable_keys(mask, score.dtype)[:, :, None]
+    if mask is not None:
+        score += readable_keys(mask, score.dtype)[:, :, None]
     # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
     return torch.einsum("bast,batd->basd", Softmax.apply(score), v)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The same function through PyTorch's fused kernel, which never stores the (s, t) scores."""
-    free = q.device.type == "cpu" and bool(mask.all())                        # asking a GPU would make the CPU wait for it
+    free = mask is None or q.device.type == "cpu" and bool(mask.all())        # asking a GPU would make the CPU wait for it
     bias = None if free else readable_keys(mask, q.dtype)[:, :, None].expand(-1, q.shape[1], q.shape[2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
@@ -85,6 +92,63 @@ def sample_positions(index: int | Tensor, channels: int, device=None) -> Tensor:
     rate = 10000.0 ** (-torch.arange(0, channels, 2, device=index.device, dtype=torch.float32) / channels)
     angle = index[..., None] * rate                                           # (..., S, channels / 2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)        # (..., S, channels)
+
+
+def padded_length(lengths: Tensor, most: int) -> Tensor:
+    """To which of SIZES, but no more than `most`, sequences of these lengths (N,) are padded: (N,)."""
+    sizes = torch.tensor((0, *SIZES))
+    return sizes[torch.bucketize(lengths, sizes)].clamp(max=most)
+
+
+class Block(NamedTuple):
+    """Sequences of like length, padded to one length."""
+    count: int            # b  sequences
+    length: int           # n  rows of each
+    real: Tensor | None   # (b, 1, n) which of them are no padding; None: all
+
+
+class Layout(NamedTuple):
+    """Where T tokens stand when their sequences are sorted into blocks: P rows, one block after the other."""
+    blocks: list[Block]
+    token: Tensor         # (P,) which token each row is; a row of padding repeats some token
+    row: Tensor           # (T,) in which row each token is, if it is in any
+    real: Tensor | None   # (P, 1) which rows are no padding; None: all
+
+
+def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int) -> Layout:
+    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences; size (N,): sequences of
+    one size become one block (of size 0: none), padded to it, but to no more than `most`."""
+    first, blocks, found, padding = lengths.cumsum(0) - lengths, [], [], []
+    for n in size[size > 0].unique().tolist():
+        some, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
+        real = within < lengths[some, None]                                   # (b, n)
+        blocks.append(Block(len(some), len(within), None if real.all() else real[:, None]))
+        padding.append(real.flatten())
+        found.append((first[some, None] + within).clamp_(max=len(order) - 1).flatten())
+    token, real = order[torch.cat(found)], torch.cat(padding)                 # (P,) each
+    row = torch.zeros(tokens, dtype=torch.long)
+    if all(block.real is None for block in blocks):
+        row[token], real = torch.arange(len(token)), None
+    else:
+        row[token[real]], real = real.nonzero()[:, 0], real[:, None]
+    return Layout(blocks, token, row, real)
+
+
+class Rearrange(torch.autograd.Function):
+    """x[index] for an index that reads every row once, but for padding: x (N, C), index (P,) -> (P, C). The gradient is a lookup
+    as well, at `back` (N,), the place of each row; `real` (N, 1): which rows have one. (PyTorch would add row to row.)"""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+        ctx.save_for_backward(back, real)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        """The gradient (P, C) of each row of x, 0 for padding."""
+        back, real = ctx.saved_tensors
+        gradient = gradient.index_select(0, back)
+        return gradient if real is None else gradient.mul_(real), None, None, None
 
 
 class MultiHeadAttention(nn.Module):
@@ -116,6 +180,29 @@ class MultiHeadAttention(nn.Module):
         z = self.out(z.transpose(1, 2).reshape(asking.shape))                 # (R, n, G, C)
         return self.norm(asking + (F.relu_(z) if self.relu else z))
 
+    def packed(self, x: Tensor, layout: Layout, asking: Layout, position: Tensor | None = None,
+               place: Tensor | None = None) -> Tensor:
+        """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all;
+        else without gradient) -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
+        A, D = self.heads, x.shape[-1] // self.heads
+
+        def rows(where: Layout) -> Tensor:
+            """x, with its position, in that layout: (P, C)"""
+            y = Rearrange.apply(x, where.token, where.row, None)
+            return y if position is None else y + position.index_select(0, place[where.token])
+        y = rows(layout)                                                      # (P, C)
+        asker = y if asking is layout else rows(asking)
+        q = self.query(asker).split([b.count * b.length for b in asking.blocks])
+        k, v = (f(y).split([b.count * b.length for b in layout.blocks]) for f in (self.key, self.value))
+        parts = []
+        for block, *qkv in zip(layout.blocks, q, k, v):
+            attend = fused_attention if self.fused and block.length > EINSUM_UP_TO else attention
+            z = attend(*(t.view(block.count, -1, A, D).transpose(1, 2) for t in qkv), block.real)
+            parts.append(z.transpose(1, 2).reshape(-1, A * D))                # (b n, C)
+        z = self.out(torch.cat(parts))                                        # (P, C)
+        z = self.norm(asker + (F.relu_(z) if self.relu else z))
+        return Rearrange.apply(z, asking.row, asking.token, asking.real)
+
     def maps(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
         """What forward's attention reads, for pictures: x (R, N, G, C), mask (R, N, G) -> (R, G, A, N, N), the softmax over the
         keys (last axis) of every query; rows sum to 1, masked keys have 0."""
@@ -128,7 +215,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class CRA(nn.Module):
-    """Table 9. M (R, S, V, C), mask (R, S, V) -> M'' (R, S, V, C).
+    """Table 9. M (R, S, V, C), mask (R, S, V) -> M'' (R, S, V, C), or packed, (T, C) -> (T, C).
 
     mode: "full" (intra-view radial, then cross-view sparse attention), "intra", "cross", "dense" (one attention over all
     S V tokens of a ray) or "none" (returns M): the five rows of Tables 2 and 3.
@@ -149,6 +236,8 @@ class CRA(nn.Module):
     def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """index (R, S): positions to embed instead of 0 .. S-1. keep (R, n): refine only these samples, (R, n, V, C): the
         others are still read along the ray, but ask nothing (rendering, where many samples weigh next to nothing)."""
+        if M.dim() == 2:
+            return self.packed(M, mask, index, keep)
         R, S, V, C = M.shape
         position = sample_positions(S if index is None else index, C, M.device).to(M.dtype)      # L2: (S, C) or (R, S, C)
         if self.mode == "dense":                                              # every token reads every token of its ray
@@ -162,6 +251,36 @@ class CRA(nn.Module):
         if self.mode in ("cross", "full"):                                    # R*S sequences of length V
             mask = mask if keep is None else mask.take_along_dim(keep[:, :, None], dim=1)
             M = self.L6(M.reshape(-1, V, 1, C), mask.reshape(-1, V, 1)).view(M.shape)             # M''
+        return M
+
+    def packed(self, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """forward for the valid tokens alone: M (T, C), T = mask.sum() -> (T, C), or the tokens of the samples `keep` names."""
+        (R, S, V), C = mask.shape, M.shape[-1]
+        r, s, v = mask.nonzero(as_tuple=True)                                 # (T,) each: ray, sample, view
+        asked = None if keep is None else torch.zeros(R, S, dtype=torch.bool).scatter(1, keep, True)[r, s]
+        if not len(M) or asked is not None and not asked.any():
+            return M if keep is None else M[asked]
+        if self.mode in ("intra", "full", "dense"):
+            table = sample_positions(S if index is None else index, C).view(-1, C).to(M.dtype)    # (S, C) or (R S, C)
+            place = s if index is None else r * S + s                         # (T,) the row of it that a token embeds
+            number = (mask.flatten().cumsum(0) - 1).view(mask.shape)          # (R, S, V) which token
+            if self.mode == "dense":                                          # R sequences of up to S V tokens
+                order, sequence, lengths, most = number[mask], r, mask.sum((1, 2)), S * V
+            else:                                                             # R V sequences of up to S tokens
+                order, lengths, most = number.transpose(1, 2)[mask.transpose(1, 2)], mask.sum(1).flatten(), S
+                sequence = r * V + v
+            size = padded_length(lengths, most)
+            layout = asking = lay_out(order, lengths, size, most, len(M))
+            if asked is not None:
+                number_asked = sequence[asked].bincount(minlength=len(lengths))                   # of each sequence's tokens
+                asking = lay_out(order[asked[order]], number_asked, size, most // S * keep.shape[1], len(M))
+            M = (self.dense if self.mode == "dense" else self.L4).packed(M, layout, asking, table, place)          # M': (T, C)
+        if keep is not None:
+            M, mask = M[asked], mask.take_along_dim(keep[:, :, None], dim=1)
+        if self.mode in ("cross", "full"):                                    # R S sequences of up to V tokens
+            lengths = mask.sum(2).flatten()
+            layout = lay_out(torch.arange(len(M)), lengths, padded_length(lengths, V), V, len(M))
+            M = self.L6.packed(M, layout, layout)                             # M''
         return M
 
 

@@ -17,12 +17,17 @@ Euclidean projection. Projecting the raw sigmoids instead pins most views to a b
 05_weighting.py` prints both shares. 37 inputs: 32 (context) + 4 (direction differences) + 1, the view's visibility weight
 (Table 11, L3); the table lists only the first two.
 
-Dimension key: R rays, S samples, V source views, C channels, L classes.
+Packed. M may come as its T valid tokens alone, M[mask] (T, C), ray by ray, sample by sample, view by view. Whatever treats each token
+by itself (a linear layer, an activation) need not know. `sum_over_views` adds up the tokens of a sample either way, `unpack`
+brings one number a token back to (R, S, V).
+
+Dimension key: R rays, S samples, V source views, C channels, L classes, T valid tokens. (.., C): (R, S, V, C) or packed, (T, C).
 Run: python 05_weighting.py     Test: pytest tests/test_05_weighting.py
 """
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -65,9 +70,40 @@ def view_weights(sigmoids: Tensor, mask: Tensor, tau: float) -> Tensor:
     return project_onto_C(normalised, mask, tau)
 
 
+class SumOfRuns(torch.autograd.Function):
+    """The sums of the first lengths[0] rows, of the next lengths[1] and so on: x (T, C), lengths (N,) -> (N, C)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, lengths: Tensor) -> Tensor:
+        ctx.save_for_backward(lengths)
+        ctx.rows = len(x)
+        rows = torch.arange(len(x), device=x.device)
+        return F.embedding_bag(rows, x, lengths.cumsum(0) - lengths, mode="sum")
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        """Each row of a run has the gradient of its sum."""
+        lengths, = ctx.saved_tensors
+        return gradient.repeat_interleave(lengths, dim=0, output_size=ctx.rows), None
+
+
+def sum_over_views(x: Tensor, mask: Tensor) -> Tensor:
+    """x (R, S, V, C), or packed the (T, C) where mask (R, S, V) is true -> (R, S, C)."""
+    if x.dim() == 4:
+        return x.sum(dim=2)
+    return SumOfRuns.apply(x, mask.sum(dim=2).flatten()).view(*mask.shape[:2], -1)
+
+
+def unpack(x: Tensor, mask: Tensor) -> Tensor:
+    """x (R, S, V) as it is, or packed (T,) -> (R, S, V): in its place where the mask is true, 0 elsewhere."""
+    if x.dim() == 3:
+        return x
+    return x.new_zeros(mask.numel()).index_copy(0, mask.flatten().nonzero()[:, 0], x).view(mask.shape)
+
+
 class WeightNetwork(nn.Module):
-    """Table 10: the semantic-aware weight network. M (R, S, V, 32), differences (R, S, V, 4), visibility (R, S, V, 1),
-    mask (R, S, V) -> w (R, S, V) in C(tau)."""
+    """Table 10: the semantic-aware weight network. M (.., 32), differences (.., 4), visibility (.., 1), mask (R, S, V)
+    -> w (R, S, V) in C(tau)."""
 
     def __init__(self, channels: int = 32, tau: float = 0.7):
         super().__init__()
@@ -76,14 +112,15 @@ class WeightNetwork(nn.Module):
                                 nn.Linear(8, 1))
 
     def forward(self, M: Tensor, differences: Tensor, visibility: Tensor, mask: Tensor) -> Tensor:
-        L1 = torch.cat([M, differences, visibility], dim=-1)                  # (R, S, V, 37)
-        L3 = self.L2(L1).squeeze(-1).to(M.dtype).sigmoid()                    # (R, S, V)
-        return view_weights(L3, mask, self.tau)
+        L1 = torch.cat([M, differences, visibility], dim=-1)                  # (.., 37)
+        L3 = self.L2(L1).squeeze(-1).to(M.dtype).sigmoid()                    # (R, S, V) or (T,)
+        return view_weights(unpack(L3, mask), mask, self.tau)
 
 
-def semantic_ray(w: Tensor, refined: Tensor) -> Tensor:
-    """s[r,s,c] = sum_v w[r,s,v] M''[r,s,v,c]: w (R, S, V), M'' (R, S, V, C) -> (R, S, C)."""
-    return (w[..., None] * refined).sum(dim=2)                                # torch.einsum would make R S tiny products of it
+def semantic_ray(w: Tensor, refined: Tensor, mask: Tensor) -> Tensor:
+    """s[r,s,c] = sum_v w[r,s,v] M''[r,s,v,c]: w (R, S, V), 0 where the mask (R, S, V) is false, M'' (.., C) -> (R, S, C)."""
+    w = w if refined.dim() == 4 else w[mask]
+    return sum_over_views(w[..., None] * refined, mask)                       # torch.einsum would make R S tiny products of it
 
 
 def main() -> None:
@@ -98,7 +135,7 @@ def main() -> None:
     network, head = WeightNetwork(), nn.Linear(C, L)
     with torch.no_grad():
         w = network(M, differences, visibility, mask)
-        logits = head(semantic_ray(w, M))
+        logits = head(semantic_ray(w, M, mask))
     print(f"Table 10 on {R} rays, {S} samples, {V} source views\n")
     print(f"{'row':4} {'the supplement':40} {'our output':18} parameters")
     for row, text, shape, count in [

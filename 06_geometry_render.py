@@ -1,6 +1,6 @@
 """Table 11 and volume rendering: density and colour from the initial context, coarse and fine samples, rendered pixels.
 
-    M (R, S, V, C), colours (R, S, V, 3), mask (R, S, V)   ->   sigma (R, S), colour (R, S, 3)   ->   pixels (R, ...)
+    M (.., C), colours (R, S, V, 3), mask (R, S, V)   ->   sigma (R, S), colour (R, S, 3)   ->   pixels (R, ...)
 
 Density and semantics are decoupled: the geometry-aware network reads M, not M''. So wherever only density is wanted (the coarse
 pass of inference) nothing of Tables 9 and 10 has to run. Views that agree on a feature are looking at a surface: that is why
@@ -15,7 +15,7 @@ its sigmoid (ELU >= -1 would keep every visibility above 0.27, so no view could 
 variance over the valid views; L9 is attention along the ray with residual, LayerNorm and sample position; L11's ReLU on sigma is
 `density="relu"`, `density="softplus"` the alternative that cannot die; `use_delta=False` drops delta as the reference does.
 
-Dimension key: R rays, S samples per ray, V source views, C channels.
+Dimension key: R rays, S samples per ray, V source views, C channels, T valid tokens. (.., C): (R, S, V, C) or packed (05), (T, C).
 Run: python 06_geometry_render.py     Test: pytest tests/test_06_geometry_render.py
 """
 from importlib import import_module
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
-weighting = import_module("05_weighting")    # semantic_ray: a sum over the views
+weighting = import_module("05_weighting")    # semantic_ray: a sum over the views; packed tokens
 
 
 # ---------------------------------------------------------------------------------------------------- Table 11
@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
     """What the geometry-aware network says about each sample."""
     sigma: Tensor        # (R, S)        density, 0 where no view is valid
     colour: Tensor | None   # (R, S, 3)  blended source colours; None if not asked for
-    visibility: Tensor   # (R, S, V, 1)  Table 11, L3: each view's weight; Table 10's 37th input
+    visibility: Tensor   # (.., 1)       Table 11, L3: each view's weight; Table 10's 37th input
 
 
 class GeometryNetwork(nn.Module):
@@ -61,32 +61,33 @@ class GeometryNetwork(nn.Module):
                                    nn.Linear(8, 1))
 
     def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
-        """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask (R, S, V) -> Geometry.
+        """M (.., C), colours (R, S, V, 3) or None (density only), differences (.., 4), mask (R, S, V) -> Geometry.
         index (R, S): positions along the ray to embed instead of 0 .. S-1."""
-        R, S, V, C = M.shape
-        L1, L3 = self.L1(M).to(M.dtype), self.L2(M).to(M.dtype).sigmoid()     # (R, S, V, 32), (R, S, V, 1)
-        visible = L3 * mask[..., None]                                        # (R, S, V, 1), 0 where the view is not valid
-        L4 = L1 * visible                                                     # (R, S, V, 32)
+        over_views = lambda x: weighting.sum_over_views(x, mask)              # (.., K) -> (R, S, K)
+        L1, L3 = self.L1(M).to(M.dtype), self.L2(M).to(M.dtype).sigmoid()     # (.., 32), (.., 1)
+        visible = L3 if M.dim() == 2 else L3 * mask[..., None]                # (.., 1), 0 where the view is not valid
+        L4 = L1 * visible                                                     # (.., 32)
         if self.pooling == "mean":
             count = mask.sum(2)[..., None].clamp(min=1)                       # (R, S, 1) valid views
-            L5 = L4.sum(2) / count                                            # (R, S, 32)  cross-view mean
-            L6 = (L4.square().sum(2) / count - L5.square()).clamp(min=0)      # (R, S, 32)  variance E[x^2] - E[x]^2; 0 for one view
+            L5, square = over_views(L4) / count, over_views(L4.square()) / count                  # (R, S, 32)  cross-view mean
         else:
-            share = visible / visible.sum(2, keepdim=True).clamp(min=1e-6)    # (R, S, V, 1)
-            L5 = (L1 * share).sum(2)
-            L6 = ((L1 - L5[:, :, None]).square() * share).sum(2)
+            share = weighting.unpack(visible.squeeze(-1), mask)               # (R, S, V)
+            share = share / share.sum(2, keepdim=True).clamp(min=1e-6)
+            share = (share if M.dim() == 4 else share[mask])[..., None]       # (.., 1)
+            L5, square = over_views(L1 * share), over_views(L1.square() * share)                  # (R, S, 32)
+        L6 = (square - L5.square()).clamp(min=0)                              # (R, S, 32)  variance E[x^2] - E[x]^2; 0 for one view
         L8 = self.L8(torch.cat([L5, L6], dim=-1))                             # L7: (R, S, 64) -> (R, S, 16)
         seen = mask.any(dim=2)                                                # (R, S)
-        position = cra.sample_positions(S if index is None else index, 16, M.device).to(M.dtype)
+        position = cra.sample_positions(mask.shape[1] if index is None else index, 16, M.device).to(M.dtype)
         L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]     # (R, S, 16)
         sigma = self.density(self.L11(self.L10(L9)).squeeze(-1).to(M.dtype)) * seen               # (R, S)
         if colours is None:
             return Geometry(sigma, None, L3)
 
-        score = self.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)                  # (R, S, V)
-        score = score + cra.readable_keys(mask, M.dtype)
+        score = self.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)                  # (R, S, V) or (T,)
+        score = weighting.unpack(score, mask) + cra.readable_keys(mask, M.dtype)                  # (R, S, V)
         # colour[r,s,k] = sum_v softmax_v(score)[r,s,v] colours[r,s,v,k]
-        colour = weighting.semantic_ray(cra.Softmax.apply(score), colours)                        # (R, S, 3)
+        colour = weighting.semantic_ray(cra.Softmax.apply(score), colours, mask)                  # (R, S, 3)
         return Geometry(sigma, colour, L3)
 
 

@@ -175,19 +175,19 @@ class Job:
 
     def stage(self, name: str) -> tuple[Callable, tuple]:
         """A stage of the fine level as a function of its inputs, and them. Inputs that have a gradient in training have one."""
-        level, s = self.model.fine, self.sources
+        level, s, packed = self.model.fine, self.sources, self.device == "cpu"
         if name == "encoder":
             return self.model.encoder, (s.images,)
         with torch.no_grad():
             sources = self.model.encode(s)
             z, points, origin = self.ray()
-            context = level.reprojection(points, origin, *sources[:4])
+            context = level.reprojection(points, origin, *sources[:4], packed=packed)             # as training does it
             seen = level.geometry(*context)
-            refined, w = level.cra(context.M, context.mask), torch.rand(context.mask.shape, device=self.device)
+            refined = level.cra(context.M, context.mask)
             logits = torch.randn(self.rays, self.samples, len(data.CLASSES), device=self.device)
         M, mask = context.M.requires_grad_(), context.mask
         if name == "reprojection":
-            return (lambda features: level.reprojection(points, origin, features, *sources[1:4]).M), (
+            return (lambda features: level.reprojection(points, origin, features, *sources[1:4], packed=packed).M), (
                 sources.features.requires_grad_(),)
         if name == "geometry":
             return (lambda M, *rest: level.geometry(M, *rest)[:2]), (M, *context[1:])
@@ -197,7 +197,7 @@ class Job:
             def weigh(M: Tensor, refined: Tensor) -> Tensor:
                 """w, semantic ray, logits"""
                 w = level.weights(M, context.differences, seen.visibility, mask)
-                return level.head(training.weighting.semantic_ray(w, refined))
+                return level.head(training.weighting.semantic_ray(w, refined, mask))
             return weigh, (M, refined.requires_grad_())
 
         def render(sigma: Tensor, colour: Tensor, logits: Tensor) -> tuple:
@@ -506,6 +506,7 @@ def measure_tried(args, name: str) -> dict:
     R, S, V = args.rays // 4, args.samples, args.views
     M, mask = torch.randn(R, S, V, 32, requires_grad=True), torch.rand(R, S, V) < 0.7
     both = lambda work, *inputs: (lambda: forward_backward(work, inputs))
+    draw = torch.no_grad()(lambda model, *inputs, **settings: model(*inputs, **settings))
     if name.startswith("attention"):
         length = int(name.split()[-1])
         q, k, v = (torch.randn(R * S * V // length, 4, length, 8, requires_grad=True) for _ in range(3))
@@ -521,7 +522,7 @@ def measure_tried(args, name: str) -> dict:
         pair = [both(sample, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
     elif name == "semantic ray":
         w = torch.rand(R, S, V, requires_grad=True)
-        pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M), both(training.weighting.semantic_ray, w, M)]
+        pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M), both(lambda w, M: training.weighting.semantic_ray(w, M, mask), w, M)]
     elif name == "norm":
         x = torch.randn(V, 32, args.height // 4, args.width // 4, requires_grad=True)
         pair = [both(nn.InstanceNorm2d(32, affine=True), x), both(nn.GroupNorm(32, 32), x)]
@@ -531,9 +532,14 @@ def measure_tried(args, name: str) -> dict:
         pair = [both(net, images), both(last, images.contiguous(memory_format=torch.channels_last))]
     else:
         job = Job(args)
-        other = Job(args, piece=args.rays if name == "pieces" else 0, bf16=name == "bfloat16", compile=name == "torch.compile")
+        other = Job(args, piece=args.rays if name == "pieces" else 0, bf16=name == "bfloat16", compile=name == "torch.compile",
+                    packed=not name.startswith("packed"))
         step = lambda j: (lambda: training.training_step(j.model, [j.batch], 0))
-        pair = [step(other), step(job)] if name == "pieces" else [step(job), step(other)]
+        if name == "packed image":
+            with torch.no_grad():
+                sources = job.model.encode(job.sources)
+            step = lambda j: (lambda: draw(j.model, sources, j.pixels, j.target.K, j.target.c2w, fine_only=True))
+        pair = [step(other), step(job)] if name == "pieces" or name.startswith("packed") else [step(job), step(other)]
     times = [float("inf")] * 2
     for repeat in range(6):
         for i, work in enumerate(pair):
@@ -554,6 +560,8 @@ TRIED = {
     "semantic ray": "semantic ray as a sum, against einsum's tiny products",
     "norm": "group norm with a channel a group (02), against instance norm",
     "channels last": "encoder in channels-last memory (not used)",
+    "packed": "a whole step on valid tokens alone (--packed), against all tokens",
+    "packed image": "rendering these rays, the same",
     "flush": "a whole step with denormal numbers flushed to zero (07)",
     "pieces": "a whole step in pieces of 128 rays (07), against one piece",
     "bfloat16": "a whole step with --bf16 true",

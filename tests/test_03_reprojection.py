@@ -134,7 +134,7 @@ def test_points_at_a_camera_centre_or_at_infinity_give_finite_values_and_gradien
 def test_direction_differences_of_a_right_angle_by_hand():
     point = torch.tensor([[[1.0, 0.0, 2.0]]])
     query, sources = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[-3.0, 0.0, 2.0], [1.0, 0.0, -5.0]])
-    found = reprojection.direction_differences(point, query, sources)
+    found = reprojection.direction_differences(point[:, :, None], query, sources)
     expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])                           # +x against +z; the same direction
     torch.testing.assert_close(found[0, 0], expected)
 
@@ -157,3 +157,20 @@ def test_gradients_reach_the_features_of_valid_views_and_the_direction_mlp():
     seen = context.mask.flatten(0, 1).any(0)
     assert torch.equal(features.grad.flatten(1).abs().sum(1) > 0, seen)
     assert all((p.grad != 0).any() for p in module.parameters())
+
+
+def test_packed_is_what_the_mask_leaves_of_the_context_in_value_and_gradient():
+    points, features, images, K, c2w = scene()
+    points[0, 1], points[1] = torch.tensor([0.0, 0.0, -3.0]), torch.tensor([9.0, 0.0, 1.0])        # a sample, a ray that no view sees
+    module, found = reprojection.Reprojection().double(), []
+    for packed in (False, True):
+        module.zero_grad()
+        leaf = features.clone().requires_grad_()
+        context = module(points, ORIGIN, leaf, images, K, c2w, packed=packed)
+        M = context.M if packed else context.M[context.mask]
+        (M * torch.linspace(-1, 1, M.numel(), dtype=torch.float64).view(M.shape)).sum().backward()
+        differences = context.differences if packed else context.differences[context.mask]
+        found.append([M.detach(), differences, context.mask, context.colours, leaf.grad] + [p.grad.clone() for p in module.parameters()])
+    assert 0 < found[0][2].sum() < found[0][2].numel() and found[1][0].shape == (found[0][2].sum(), 32)
+    for dense, packed in zip(*found):
+        torch.testing.assert_close(packed, dense)

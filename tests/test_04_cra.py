@@ -310,3 +310,62 @@ def test_every_weight_gets_a_gradient(mode):
     (attend(normal(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool)) * normal(R, S, V, C, seed=7)).sum().backward()
     dead = [name for name, p in attend.named_parameters() if p.grad.abs().max() < 1e-10]
     assert all(name.endswith("key.bias") for name in dead)         # it adds the same to all scores of a query: softmax is blind
+
+
+# ---------------------------------------------------------------------------------------------------- valid tokens alone
+
+def ragged(R, S, V, share=0.6):
+    """A mask with everything: rays, samples, (ray, view) pairs that see nothing, and some that see all."""
+    mask = some(R, S, V, seed=4) if share == 0.6 else torch.rand(R, S, V, generator=torch.Generator().manual_seed(4)) < share
+    mask[0], mask[1, :, 0], mask[1, :, 1], mask[2, 0], mask[2, 1] = False, False, True, False, True
+    return mask
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (3, 21, 9)])
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_tokens_are_refined_as_the_definition_says_in_value_and_gradient(branch, mode, index, shape):
+    R, S, V = shape
+    net, M, mask, found = module(mode, relu=True), normal(*shape, C), ragged(*shape), []
+    where = normal(R, S, seed=6) if index else None
+    for packed in (False, True):
+        net.zero_grad()
+        leaf = (M[mask] if packed else M * mask[..., None]).requires_grad_()
+        out = net(leaf, mask, where)
+        out = out if packed else out[mask]
+        (out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)).sum().backward()
+        found.append([out, leaf.grad if packed else leaf.grad[mask], *(p.grad.clone() for p in net.parameters())])
+    for dense, packed in zip(*found):
+        torch.testing.assert_close(packed, dense)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_packed_tokens_of_some_samples_are_those_of_the_definition(branch, mode):
+    R, S, V = 4, 21, 9
+    net, M, mask = module(mode), normal(R, S, V, C), ragged(R, S, V)
+    keep = torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(r))[:6].sort().values for r in range(R)])
+    with torch.no_grad():
+        expected = net(M * mask[..., None], mask, None, keep)[mask.take_along_dim(keep[:, :, None], dim=1)]
+        torch.testing.assert_close(net(M[mask], mask, None, keep), expected)
+
+
+def test_nothing_valid_packed_is_nothing_refined():
+    mask, keep = torch.zeros(R, S, V, dtype=torch.bool), torch.tensor([[1, 2], [0, 4]])
+    for mode in MODES:
+        assert module(mode)(normal(0, C), mask).shape == (0, C) == module(mode)(normal(0, C), mask, None, keep).shape
+        one = mask.clone()
+        one[0, 3, 1] = True                                                            # valid, but not among those kept
+        assert module(mode)(normal(1, C), one, None, keep).shape == (0, C)
+
+
+def test_the_layout_has_every_token_once_and_its_sequences_in_blocks():
+    lengths = torch.tensor([3, 0, 1, 6, 20, 8, 6])
+    order = torch.randperm(44, generator=torch.Generator().manual_seed(0))
+    size = cra.padded_length(lengths, 20)
+    assert size.tolist() == [3, 0, 1, 8, 20, 8, 8]                                     # 32 would be next, but 20 is the most there are
+    layout = cra.lay_out(order, lengths, size, 20, 44)
+    assert [(b.count, b.length) for b in layout.blocks] == [(1, 1), (1, 3), (3, 8), (1, 20)]
+    assert torch.equal(layout.token[layout.row], torch.arange(44)) and int(layout.real.sum()) == 44
+    first, rows = lengths.cumsum(0) - lengths, layout.token.split([1, 3, 24, 20])
+    assert torch.equal(rows[1], order[:3]) and torch.equal(rows[2].view(3, 8)[0, :6], order[first[3]:first[3] + 6])
+    assert layout.blocks[3].real is None and layout.blocks[2].real[:, 0].sum(1).tolist() == [6, 8, 6]

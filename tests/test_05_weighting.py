@@ -206,7 +206,36 @@ def test_the_weight_network_is_table_10_with_37_inputs():
 
 def test_the_semantic_ray_is_the_weighted_sum_over_views():
     w, refined = uniform(R, S, V), uniform(R, S, V, C, seed=1)
-    ray = weighting.semantic_ray(w, refined)
+    ray = weighting.semantic_ray(w, refined, torch.ones(R, S, V, dtype=torch.bool))
     assert ray.shape == (R, S, C)
     for r, s, c in product(range(R), range(S), range(C)):
         assert float(ray[r, s, c]) == pytest.approx(sum(float(w[r, s, v] * refined[r, s, v, c]) for v in range(V)))
+
+
+def test_packed_tokens_give_the_same_weights_sums_and_semantic_ray_in_value_and_gradient():
+    torch.manual_seed(0)
+    net, found = weighting.WeightNetwork().double(), []
+    mask = uniform(R, S, V, seed=5) < 0.6
+    mask[0, 0], mask[0, 1], mask[1, 2] = False, True, False                            # samples without any view, first and last too
+    mask[-1, -1] = False
+    M, refined, differences, visibility = (uniform(R, S, V, K, seed=i) for i, K in enumerate((C, C, 4, 1)))
+    for packed in (False, True):
+        net.zero_grad()
+        inputs = [(x[mask] if packed else x * mask[..., None]).requires_grad_() for x in (M, refined, differences, visibility)]
+        w = net(inputs[0], *inputs[2:], mask)
+        ray, total = weighting.semantic_ray(w, inputs[1], mask), weighting.sum_over_views(inputs[1], mask)
+        (ray.square().sum() + total.square().sum()).backward()
+        grads = [x.grad if packed else x.grad[mask] for x in inputs]
+        found.append([w, ray, total, *grads, *(p.grad.clone() for p in net.parameters())])
+    for dense, packed in zip(*found):
+        torch.testing.assert_close(packed, dense)
+    assert found[1][1][0, 0].abs().max() == 0 and found[1][3].abs().max() > 0
+
+
+def test_the_sums_of_runs_have_the_gradient_of_their_rows():
+    lengths = torch.tensor([0, 2, 0, 1, 3, 0])
+    x = uniform(6, 4).requires_grad_()
+    out = weighting.SumOfRuns.apply(x, lengths)
+    expected = [part.sum(0) for part in x.split(lengths.tolist())]
+    torch.testing.assert_close(out, torch.stack(expected))
+    assert torch.autograd.gradcheck(lambda x: weighting.SumOfRuns.apply(x, lengths), x)

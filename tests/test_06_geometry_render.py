@@ -319,3 +319,19 @@ def test_rendering_is_the_weighted_sum_of_the_samples():
     assert pixel.shape == (R, 4)
     for r, k in product(range(R), range(4)):
         assert float(pixel[r, k]) == pytest.approx(sum(float(weights[r, s] * values[r, s, k]) for s in range(S)))
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooling": "weighted"}])
+def test_packed_tokens_give_the_same_density_and_colour_in_value_and_gradient(settings):
+    net, (M, colours, differences, mask), found = network(**settings), inputs(), []
+    mask[1, 3:] = False
+    colours = colours * mask[..., None]                                                # as 03 makes them
+    for packed in (False, True):
+        net.zero_grad()
+        leaf = (M[mask] if packed else M * mask[..., None]).requires_grad_()
+        out = net(leaf, colours, differences[mask] if packed else differences, mask)
+        (out.sigma.square().sum() + out.colour.square().sum()).backward()
+        found.append([out.sigma, out.colour, out.visibility if packed else out.visibility[mask],
+                      leaf.grad if packed else leaf.grad[mask], *(p.grad.clone() for p in net.parameters())])
+    for dense, packed in zip(*found):
+        torch.testing.assert_close(packed, dense)

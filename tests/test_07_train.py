@@ -558,3 +558,30 @@ def test_without_scannet_it_says_so_and_calls_the_data_rooms(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sum("NO SCANNET" in line for line in done.stdout.splitlines()) == 1
     assert training.load_checkpoint(tmp_path / "run/checkpoint.pt")[1]["run"]["data"] == "rooms"
+
+
+# ---------------------------------------------------------------------------------------------------- valid tokens alone
+
+@pytest.mark.parametrize("settings", [{}, {"cra": "dense"}, {"cra": "none", "pooling": "weighted"}, {"position": "depth", "union": True}])
+def test_packed_training_and_rendering_equal_those_of_all_tokens(scene, settings):
+    views, target = turned_away(scene.views([9, 10, 12, 13]), 2, scene), scene.views([11])[0]
+    batch = training.Batch(views, target.K, target.c2w, some_pixels(), torch.rand(17, 3), torch.arange(17) % 20,
+                           views.images[:0], views.labels[:0])
+    found = []
+    for packed in (False, True):
+        model = make_model(replace(SMALL, packed=packed, **settings)).double()
+        wide = training.Batch(*(x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in batch))
+        wide = wide._replace(sources=replace(views, images=views.images.double(), K=views.K.double(), c2w=views.c2w.double()))
+        parts = training.training_step(model, [wide], 0)
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            sources = model.encode(wide.sources)
+            images = [model(sources, wide.pixels, wide.K, wide.c2w, fine_only=True, keep=keep)["fine"] for keep in (0, 2)]
+        found.append((parts, gradients, images))
+    (parts, gradients, images), (parts_packed, gradients_packed, images_packed) = found
+    assert gradients.keys() == gradients_packed.keys() and parts_packed == pytest.approx(parts, rel=1e-9)
+    for name in gradients:
+        torch.testing.assert_close(gradients_packed[name], gradients[name], rtol=1e-5, atol=1e-9, msg=lambda text: f"{name}: {text}")
+    for dense, packed in zip(images, images_packed):
+        for key in dense:
+            torch.testing.assert_close(packed[key], dense[key], rtol=1e-7, atol=1e-9)
