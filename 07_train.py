@@ -228,7 +228,7 @@ class SRay(nn.Module):
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
         near, far = depth_range(c, sources)
         z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first, pixels.device)
-        packed = c.packed and z.device.type == "cpu" and not (c.bf16 or c.compile)                # shapes of their own every time
+        packed = c.packed and z.device.type == "cpu" and not (c.bf16 or c.compile)                # nothing for a compiler: shapes change
         result = {}
         for name, level, rendered in (("coarse", self.coarse, not fine_only), ("fine", self.fine, True)):
             context, seen, index = level.look(origin, directions, z, sources, rendered, packed)
