@@ -95,9 +95,9 @@ def sample_positions(index: int | Tensor, channels: int, device=None) -> Tensor:
 
 
 def padded_length(lengths: Tensor, most: int) -> Tensor:
-    """To which of SIZES, but no more than `most`, sequences of these lengths (N,) are padded: (N,)."""
-    sizes = torch.tensor((0, *SIZES))
-    return sizes[torch.bucketize(lengths, sizes)].clamp(max=most)
+    """To which of SIZES, or to `most`, the most there can be, sequences of these lengths (N,) are padded: (N,)."""
+    sizes = torch.tensor((0, *(n for n in SIZES if n < most), most))
+    return sizes[torch.bucketize(lengths, sizes)]
 
 
 class Block(NamedTuple):

@@ -363,6 +363,7 @@ def test_the_layout_has_every_token_once_and_its_sequences_in_blocks():
     order = torch.randperm(44, generator=torch.Generator().manual_seed(0))
     size = cra.padded_length(lengths, 20)
     assert size.tolist() == [3, 0, 1, 8, 20, 8, 8]                                     # 32 would be next, but 20 is the most there are
+    assert cra.padded_length(torch.tensor([0, 17, 5000]), 6000).tolist() == [0, 32, 6000]          # beyond the last of SIZES
     layout = cra.lay_out(order, lengths, size, 20, 44)
     assert [(b.count, b.length) for b in layout.blocks] == [(1, 1), (1, 3), (3, 8), (1, 20)]
     assert torch.equal(layout.token[layout.row], torch.arange(44)) and int(layout.real.sum()) == 44
