@@ -175,7 +175,7 @@ class Job:
 
     def stage(self, name: str) -> tuple[Callable, tuple]:
         """A stage of the fine level as a function of its inputs, and them. Inputs that have a gradient in training have one."""
-        level, s, packed = self.model.fine, self.sources, self.device == "cpu"
+        level, s, packed = self.model.fine, self.sources, self.config.packed and self.device == "cpu"
         if name == "encoder":
             return self.model.encoder, (s.images,)
         with torch.no_grad():
@@ -522,7 +522,8 @@ def measure_tried(args, name: str) -> dict:
         pair = [both(sample, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
     elif name == "semantic ray":
         w = torch.rand(R, S, V, requires_grad=True)
-        pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M), both(lambda w, M: training.weighting.semantic_ray(w, M, mask), w, M)]
+        pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M),
+                both(lambda w, M: training.weighting.semantic_ray(w, M, mask), w, M)]
     elif name == "norm":
         x = torch.randn(V, 32, args.height // 4, args.width // 4, requires_grad=True)
         pair = [both(nn.InstanceNorm2d(32, affine=True), x), both(nn.GroupNorm(32, 32), x)]
