@@ -101,8 +101,8 @@ class Config:
     keep_every: int = setting(0, "also keep a copy of the checkpoint every so many steps, checkpoint_STEP.pt [0: no copies]")
     validation: int = setting(0, "the 4 test views of so many of the training scenes stay out of training, to validate on")
     keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
-    chunk: int = setting(128, "rays rendered at a time in evaluation")
-    piece: int = setting(0, "rays that go forward and backward together in training [0: 128 on a CPU, all of them on a GPU]")
+    chunk: int = setting(0, "rays rendered at a time in evaluation [0: 16,384 samples' worth; 262,144 samples' on a GPU]")
+    piece: int = setting(0, "rays that go forward and backward together in training [0: a core's share, 64 to 256; on a GPU all]")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
     varied_rooms: int = setting(0, "and so many more whose sizes, colours and cameras differ more (00_rooms.VARIED)")
     test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)")
@@ -111,13 +111,13 @@ class Config:
     bf16: bool = setting(False, "encoder, attention and MLPs in bfloat16; cameras, sums over views, rendering, losses in float32")
     compile: bool = setting(False, "torch.compile the levels' modules (a minute or more at the start; needs a C++ compiler on a CPU)")
     packed: bool = setting(True, "on a CPU, compute valid tokens alone: the same result, sooner")
-    workers: int = setting(0, "threads that share a step's targets or an image's chunks and the CPU's cores [0: as many as help]")
+    workers: int = setting(0, "threads that share a step's targets, or a target's pieces, or an image's chunks [0: as many as help]")
 
 
 PRESETS = {   # what differs from the paper's sizes; measured choices in README.md
     "paper": {},
     "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24, steps=2000, lr=3e-3,
-                   source_loss=5.0, save_every=500, chunk=128, train_rooms=150),
+                   source_loss=5.0, save_every=500, train_rooms=150),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0, save_every=10,
                   train_rooms=2, test_rooms=1),
 }
@@ -251,14 +251,15 @@ class SRay(nn.Module):
 
     def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int,
                      pool: ThreadPoolExecutor | None = None, stride: int = 1) -> dict[str, Tensor]:
-        """A whole target image, `config.chunk` rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
+        """A whole target image, chunk_size() rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
         (core_pool) renders the chunks on several cores. stride n: every n-th row and column of it alone."""
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
             """The fine level's pixel values of some rays."""
             with torch.no_grad():                                             # grad mode belongs to a thread
                 return self(sources, pixels, K, c2w, fine_only=True, keep=self.config.keep)["fine"]
         grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]
-        parts = list((pool.map if pool else map)(render_chunk, grid.reshape(-1, 2).to(K.device).split(self.config.chunk)))
+        chunks = grid.reshape(-1, 2).to(K.device).split(chunk_size(self.config, K.device))
+        parts = list((pool.map if pool else map)(render_chunk, chunks))
         return {key: torch.cat([p[key] for p in parts]).view(*grid.shape[:2], *parts[0][key].shape[1:])
                 for key in ("colour", "logits", "depth")}
 
@@ -487,12 +488,13 @@ def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter
 
 
 def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generator: torch.Generator,
-                    mine: slice = slice(None)) -> tuple[list, dict]:
+                    mine: slice = slice(None), pool: ThreadPoolExecutor | None = None) -> tuple[list, dict]:
     """The gradient of one batch's loss (eq. 2, and the source-view loss) for each parameter, None where there is none; and the
     parts of the loss. mine: these rays' share of it alone; the shares of all rays sum to the loss.
 
     The rays are independent once the source views are encoded: they go forward and backward `piece` at a time, so that memory
-    does not grow with their number. The features collect the gradients of all pieces; the encoder goes backward once.
+    does not grow with their number, with a pool a piece on each core. The features collect the gradients of all pieces, in their
+    order; the encoder goes backward once.
     """
     config, V, R = model.config, len(batch.sources.K), len(batch.pixels)
     features = model.features(torch.cat([batch.sources.images, batch.extra_images]))             # (V + E, C, h, w)
@@ -502,20 +504,25 @@ def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generat
     sums: list = [None] * (1 + len(parameters))
     parts: dict = {}
 
-    def add(loss: Tensor, found: dict) -> None:
-        """Add the gradients of one piece of the loss, and its parts."""
-        for i, gradient in enumerate(torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True)):
+    def gradients(loss: Tensor, found: dict) -> tuple[tuple, dict]:
+        """The gradients of a piece of the loss for the features and the parameters; and its parts."""
+        return torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True), found
+
+    def add(gradients: tuple, found: dict) -> None:
+        """Add those of one piece to the sums."""
+        for i, gradient in enumerate(gradients):
             if gradient is not None:
                 sums[i] = gradient if sums[i] is None else sums[i].add_(gradient)
         parts.update({key: parts.get(key, 0) + value for key, value in found.items()})
 
-    size = config.piece or (R if leaf.is_cuda else 128)
     numbers = torch.arange(R, device=leaf.device)[mine]
-    for rays in numbers.split(size):
-        add(*batch_loss(model, sources, batch, rays, jitter))
+    pieces = numbers.split(piece_size(config, R, leaf.device))
+    one = lambda rays: gradients(*batch_loss(model, sources, batch, rays, jitter))
+    for found in (pool.map if pool and len(pieces) > 1 else map)(one, pieces):
+        add(*found)
     if config.source_loss:
         loss = source_view_loss(model, leaf, torch.cat([batch.sources.labels, batch.extra_labels])) * (len(numbers) / R)
-        add(config.source_loss * loss, {"source": loss.detach(), "loss": config.source_loss * loss.detach()})
+        add(*gradients(config.source_loss * loss, {"source": loss.detach(), "loss": config.source_loss * loss.detach()}))
     encoded = torch.autograd.grad(features, parameters, sums[0], allow_unused=True)
     return [a if b is None else b for a, b in zip(sums[1:], encoded)], parts  # a parameter is the encoder's or not
 
@@ -526,22 +533,25 @@ def training_step(model: SRay, batches: list[Batch | None], step: int, pool: Thr
     (several processes, each with its share of the rays): of all processes' rays, in every process.
 
     The batches are independent (no layer mixes views of different images), so each may run on a core of its own: two cores
-    with a batch each take two thirds of the time of two cores sharing every small operation (README, "Speed"). Gradients are
-    added in the batches' order: the result does not depend on who finishes first.
+    with a batch each take two thirds of the time of two cores sharing every small operation (README, "Speed"). Of a single batch
+    it is the pieces that do. Gradients are added in order: the result does not depend on who finishes first.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    mine = [numbered for numbered in enumerate(batches) if numbered[1] is not None]
+    alone = len(mine) == 1
 
     def gradients(numbered: tuple[int, Batch]):
         """The gradients and the parts of the loss of one batch."""
         index, batch = numbered
         generator = generator_of(model.config.seed + 1 + index, step)
-        return batch_gradients(model, batch, parameters, generator, share(model.config, index))
+        return batch_gradients(model, batch, parameters, generator, share(model.config, index), pool if alone else None)
 
-    mine = [numbered for numbered in enumerate(batches) if numbered[1] is not None]
-    results = list((pool.map if pool else map)(gradients, mine))
+    results = list((pool.map if pool and not alone else map)(gradients, mine))
     for parameter, *grads in zip(parameters, *(g for g, _ in results)):
         grads = [g for g in grads if g is not None]
-        parameter.grad = sum(grads[1:], grads[0]) / len(batches) if grads else None
+        parameter.grad = sum(grads[1:], grads[0]) if grads else None
+        if grads and len(batches) > 1:
+            parameter.grad = parameter.grad / len(batches)
     parts = {key: sum(parts[key] for _, parts in results).item() / len(batches) for key in results[0][1]}
     if team:
         Handover.reduce(team, parameters)
@@ -565,7 +575,7 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
     team = nn.parallel.DistributedDataParallel(Handover(model)) if world > 1 else None
     trained_before, start = run["seconds"], time.time()
     names = ["semantic", "photometric"] + ["source"] * bool(config.source_loss)
-    pool, mean = core_pool(config, device, config.targets), run.setdefault("mean", {})
+    pool, mean = step_pool(config, device), run.setdefault("mean", {})
 
     def save(steps_done: int) -> None:
         """Write the checkpoint of the weights as they are now; the log first, and checkpoint.pt last: it says that all is there."""
@@ -691,9 +701,12 @@ def check(config: Config) -> None:
             raise data.DataError(f"--{name} {getattr(config, name)}: the encoder needs at least 32 pixels")
     if config.height * config.width > data.MAX_PIXELS:
         raise data.DataError(f"--height {config.height} --width {config.width}: more than {data.MAX_PIXELS:,} pixels")
-    for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "chunk", "pool"):
+    for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "pool"):
         if getattr(config, name) < 1:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    for name in ("extra_views", "keep_every", "validation", "keep", "chunk", "piece", "workers"):
+        if getattr(config, name) < 0:
+            raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be 0 or more")
     if not 0 < config.near < config.far:
         raise data.DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
     if not 0 <= config.varied_rooms <= len(data.rooms.VARIED):
@@ -734,6 +747,28 @@ def core_pool(config: Config, device: torch.device, jobs: int) -> ThreadPoolExec
     if workers == 1:
         return None
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, cores // workers),))
+
+
+def chunk_size(config: Config, device: torch.device) -> int:
+    """How many rays of an image are rendered together: many enough for large operations, few enough to fit beside others."""
+    samples = config.coarse + config.fine if config.union else max(config.coarse, config.fine)
+    return config.chunk or max(1, (2 ** 18 if device.type == "cuda" else 2 ** 14) // samples)
+
+
+def image_pool(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
+    """The pool for rendering: for the chunks of an image."""
+    return core_pool(config, device, math.ceil(config.height * config.width / chunk_size(config, device)))
+
+
+def piece_size(config: Config, R: int, device: torch.device) -> int:
+    """How many of a target's R rays go forward and backward together."""
+    return config.piece or (R if device.type == "cuda" else min(256, max(64, math.ceil(R / torch.get_num_threads()))))
+
+
+def step_pool(config: Config, device: torch.device) -> ThreadPoolExecutor | None:
+    """The pool for a training step: for its targets, or for the pieces of a single one."""
+    R = max(1, config.rays // config.targets)
+    return core_pool(config, device, config.targets if config.targets > 1 else math.ceil(R / piece_size(config, R, device)))
 
 
 def pick_device(name: str) -> torch.device:
@@ -838,7 +873,9 @@ def starting_point(args: argparse.Namespace) -> tuple[Config, dict | None, str, 
         base, why = asdict(model.config), "the run's own settings"
     elif args.finetune:
         model, state = load_checkpoint(args.finetune)
-        base, why = {**asdict(model.config), "steps": 2000, "lr": 5e-4, "extra_views": 0}, f"the settings of {args.finetune}, 2000 steps"
+        # one scene: two targets would have nearly the same sources encoded twice
+        base = {**asdict(model.config), "steps": 2000, "lr": 5e-4, "extra_views": 0, "targets": 1}
+        why = f"the settings of {args.finetune}, 2000 steps, a target each"
     else:
         real = args.scene != "rooms" and (args.scene != "scannet" or args.data or Path("data/scannet").is_dir())
         name = args.preset or ("paper" if real and torch.cuda.is_available() else "laptop")

@@ -250,7 +250,7 @@ def evaluate(model, scenes: list, device, out: Path, title: str, views: int = 8,
     classes, config, (rank, world) = model.classes, model.config, training.rank_and_world()
     L = len(classes.names)
     model.to(device).eval()
-    pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
+    pool = training.image_pool(config, device)
     pooled, copied = torch.zeros(L, L + 1, dtype=torch.int64), torch.zeros(L, L + 1, dtype=torch.int64)
     images: list[dict] = []
     total = sum(len(test_views(scene)) for scene in scenes)
@@ -421,7 +421,7 @@ def fly_through(model, scene, device, path: Path, title: str, frames: int, views
     ids = source_views(scene, views)
     if len(ids) < 2:
         raise data.DataError(f"--views {views}: a path needs two source views")
-    pool = training.core_pool(config, device, jobs=config.height * config.width // config.chunk)
+    pool = training.image_pool(config, device)
     shots = []
     with torch.no_grad():
         sources = model.encode(scene.views(ids).to(device))

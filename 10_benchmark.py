@@ -261,7 +261,7 @@ def measure_step(args, **settings) -> dict:
     """One training step after a warm-up: forward, backward, Adam. peak: of the whole process on a CPU."""
     job = Job(args, **settings)
     optimiser = torch.optim.Adam(job.model.parameters(), fused=True)
-    pool = training.core_pool(job.config, torch.device(args.device), 1)
+    pool = training.step_pool(job.config, torch.device(args.device))
     step = lambda: (training.training_step(job.model, [job.batch], 0, pool), optimiser.step())
     step(), step()
     seconds, user = clock(step, args.repeats, args.device)
@@ -275,7 +275,7 @@ def measure_step(args, **settings) -> dict:
 def measure_image(args, keep: int) -> dict:
     """A full image from source views encoded once. keep: labels from so many samples a ray (0: from all)."""
     job = Job(args, keep=keep)
-    pool = training.core_pool(job.config, torch.device(args.device), args.height * args.width // job.config.chunk)
+    pool = training.image_pool(job.config, torch.device(args.device))
     model, K, c2w = job.model, job.target.K, job.target.c2w
     with torch.no_grad():
         encoding = clock(lambda: model.encode(job.sources), 2, args.device)
@@ -437,7 +437,7 @@ def skipping(args, checkpoint: str) -> dict:
     model, state = training.load_checkpoint(checkpoint)
     config, run = model.config, state["run"]
     model.to(args.device).eval()
-    pool = training.core_pool(config, torch.device(args.device), config.height * config.width // config.chunk)
+    pool = training.image_pool(config, torch.device(args.device))
     rows: dict = {keep: {"seconds": 0.0, "changed": 0.0, "accuracy": 0.0} for keep in (0, 16, 8, 4) if keep < config.fine}
     scenes = [data.Scene(Path(run["root"]) / name, config.height, config.width) for name in run["test"]]
     for scene in scenes:

@@ -551,6 +551,7 @@ def measure_beyond(checkpoint: Path, segmenter: Path, stride: int = 1) -> dict[s
             source_ids, _, test_ids = data.protocol(scene)
             truth, sources = scene.views(test_ids), model.encode(scene.views(source_ids))
             grid = data.pixel_grid(c.height, c.width).view(c.height, c.width, 2)[::stride, ::stride]              # (h, w, 2)
+            chunk = training.chunk_size(c, grid.device)
             maps, flat = {}, {"truth": truth.labels}                          # logits of the source views, labels of the test views
             if (alone.config.height, alone.config.width) == (c.height, c.width):                  # it knows no other size
                 maps["2D average, the segmenter's"] = alone.source_head(alone.features(sources.images))
@@ -562,7 +563,7 @@ def measure_beyond(checkpoint: Path, segmenter: Path, stride: int = 1) -> dict[s
             for i in range(len(test_ids)):
                 depth = truth.depth[i, ::stride, ::stride].flatten()
                 parts = [both_ways(model, sources, maps, pixels, truth.K[i], truth.c2w[i], z) for pixels, z in
-                         zip(grid.reshape(-1, 2).split(c.chunk), depth.split(c.chunk))]
+                         zip(grid.reshape(-1, 2).split(chunk), depth.split(chunk))]
                 for way in parts[0]:
                     whole = torch.cat([p[way] for p in parts])
                     if way.startswith("colour"):
