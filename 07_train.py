@@ -751,8 +751,10 @@ def core_pool(config: Config, device: torch.device, jobs: int) -> ThreadPoolExec
 
 def chunk_size(config: Config, device: torch.device) -> int:
     """How many rays of an image are rendered together: many enough for large operations, few enough to fit beside others."""
+    if config.chunk:
+        return config.chunk
     samples = config.coarse + config.fine if config.union else max(config.coarse, config.fine)
-    return config.chunk or max(1, (2 ** 18 if device.type == "cuda" else 2 ** 14) // samples)
+    return max(1, (2 ** 18 if device.type == "cuda" else 2 ** 14) // samples)
 
 
 def image_pool(config: Config, device: torch.device) -> ThreadPoolExecutor | None:

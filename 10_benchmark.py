@@ -532,7 +532,7 @@ def measure_tried(args, name: str) -> dict:
         last = encoder.Encoder("elu").to(memory_format=torch.channels_last)
         pair = [both(net, images), both(last, images.contiguous(memory_format=torch.channels_last))]
     else:
-        job = Job(args)
+        job = Job(args, piece=128 if name == "pieces" else 0)
         other = Job(args, piece=args.rays if name == "pieces" else 0, bf16=name == "bfloat16", compile=name == "torch.compile",
                     packed=not name.startswith("packed"))
         step = lambda j: (lambda: training.training_step(j.model, [j.batch], 0))

@@ -382,6 +382,32 @@ def test_two_cores_with_a_batch_each_give_the_gradient_of_the_mean_loss(scene):
         torch.testing.assert_close(got[name], p.grad, atol=1e-5, rtol=1e-3)
 
 
+def test_a_single_target_has_its_pieces_on_all_cores_and_the_same_gradient(scene):
+    config = replace(SMALL, rays=29, source_loss=0.5, piece=8)
+    model = make_model(config)
+    batch = training.draw_batches([scene], [list(range(len(scene)))], config, 0)[0]
+    found = []
+    for workers in (1, 3):
+        pool = training.step_pool(replace(config, workers=workers), torch.device("cpu"))
+        assert (pool is None) == (workers == 1)
+        parts = training.training_step(model, [batch], 5, pool)
+        found.append(({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, parts["loss"]))
+    (plain, loss), (shared, shared_loss) = found
+    assert shared_loss == pytest.approx(loss, rel=1e-6) and plain.keys() == shared.keys()
+    for name in plain:
+        torch.testing.assert_close(shared[name], plain[name], atol=1e-6, rtol=1e-4)
+
+
+def test_sizes_of_pieces_and_chunks(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    config = training.Config()
+    assert [training.piece_size(config, R, cpu) for R in (32, 128, 400, 1024)] == [64, 64, 200, 256]
+    assert training.piece_size(config, 1024, cuda) == 1024 and training.piece_size(replace(config, piece=7), 1024, cuda) == 7
+    assert training.chunk_size(config, cpu) == 256 and training.chunk_size(config, cuda) == 4096
+    assert training.chunk_size(replace(config, union=True), cpu) == 128 and training.chunk_size(replace(config, chunk=9), cuda) == 9
+
+
 def test_a_model_can_overfit_one_view(scene):
     config = replace(SMALL, rays=128, coarse=12, fine=12, views=4)
     model = make_model(config).train()
