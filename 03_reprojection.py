@@ -101,7 +101,7 @@ class Reprojection(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(inplace=True), nn.Linear(16, encoder.CHANNELS), nn.ELU())
+        self.L21 = nn.Sequential(nn.Linear(4, 16), encoder.ELU(), nn.Linear(16, encoder.CHANNELS), encoder.ELU())
 
     def forward(self, points: Tensor, query_origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
                 c2w: Tensor, colour: bool = True, packed: bool = False) -> Context:
@@ -114,8 +114,10 @@ class Reprojection(nn.Module):
         colours = lookup(images, pixels, 1) * mask[..., None] if colour else None                # (R, S, V, 3)
         points, centres, view = points[:, :, None], c2w[:, :3, 3], None       # (R, S, 1, 3), (V, 3)
         if packed:
-            r, s, view = mask.nonzero(as_tuple=True)                          # (T,) each
-            points, centres, pixels = points[r, s, 0], centres[view], pixels[mask]               # (T, 3), (T, 3), (T, 2)
+            token, V = mask.flatten().nonzero()[:, 0], len(c2w)               # (T,) which of the R S V are valid
+            view = token % V
+            pixels, centres = pixels.view(-1, 2).index_select(0, token), centres.index_select(0, view)   # (T, 2), (T, 3)
+            points = points.view(-1, 3).index_select(0, token // V)           # (T, 3)
         differences = direction_differences(points, query_origin, centres)    # (.., 4)
         L20 = lookup(features, pixels, encoder.STRIDE, view)                  # (.., C)
         M = L20.add_(self.L21(differences))                                   # L22: (.., C)

@@ -17,7 +17,8 @@ What the table leaves open, and how it is settled (figures in README.md, "Choice
 LayerNorm around each attention, no feed-forward; `relu=True`, the table's ReLU on the attention's output, is S-Ray's default.
 
 Packed. M may come as its T valid tokens alone, M[mask] (T, C) (03 makes them so on a CPU). The sequences then have different lengths;
-`lay_out` sorts them into blocks of like length, and nothing is computed for tokens that nobody reads.
+`lay_out` sorts them into blocks of like length, and nothing is computed for tokens that nobody reads. `PackedAttention` is
+`attention` for such blocks, a cacheful at a time.
 
 Dimension key: R rays, S samples (s queries, t keys), V source views (v queries, u keys), C channels, A heads, D head dim,
 T valid tokens, P those and padding.
@@ -33,7 +34,9 @@ from torch import Tensor, nn
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535     # sequences a CUDA kernel has been seen to accept in one call
-SIZES = (1, 2, 3, 4, 8, *range(16, 4097, 16))    # packed sequences are padded to these lengths: 5 to 7 tokens take longer than 8
+SHORT = 8               # packed sequences no longer than this are computed many abreast, without padding
+SIZES = (*range(1, SHORT + 1), *range(16, 4097, 16))     # packed sequences are padded to these lengths
+TILE = 2 ** 18          # scores of packed sequences computed at a time: a MiB stays in a core's cache
 EINSUM_UP_TO = 16       # sequences no longer than this go through the einsum: on a CPU it is the faster one (10_benchmark.py --tried)
 
 
@@ -104,7 +107,8 @@ class Block(NamedTuple):
     """Sequences of like length, padded to one length."""
     count: int            # b  sequences
     length: int           # n  rows of each
-    real: Tensor | None   # (b, 1, n) which of them are no padding; None: all
+    real: Tensor | None   # (b, n), or short (n, b): which of them are no padding; None: all
+    short: bool = False   # rows in the order (n, b), all sequences abreast, instead of (b, n), one after the other
 
 
 class Layout(NamedTuple):
@@ -122,9 +126,12 @@ def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int
     for n in size[size > 0].unique().tolist():
         some, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
         real = within < lengths[some, None]                                   # (b, n)
-        blocks.append(Block(len(some), len(within), None if real.all() else real[:, None]))
+        token = (first[some, None] + within).clamp_(max=len(order) - 1)       # (b, n)
+        if n <= SHORT:
+            real, token = real.T, token.T
+        blocks.append(Block(len(some), len(within), None if real.all() else real, n <= SHORT))
         padding.append(real.flatten())
-        found.append((first[some, None] + within).clamp_(max=len(order) - 1).flatten())
+        found.append(token.flatten())
     token, real = order[torch.cat(found)], torch.cat(padding)                 # (P,) each
     row = torch.zeros(tokens, dtype=torch.long)
     if all(block.real is None for block in blocks):
@@ -132,6 +139,120 @@ def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int
     else:
         row[token[real]], real = real.nonzero()[:, 0], real[:, None]
     return Layout(blocks, token, row, real)
+
+
+def products(x: Tensor, y: Tensor, short: bool) -> Tensor:
+    """x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s); short: (D, t, b), (D, s, b) -> (t, s, b), by long products
+    of numbers instead of tiny ones of matrices."""
+    if not short:
+        return torch.bmm(x.permute(1, 2, 0), y.transpose(0, 1))
+    out = x[0, :, None] * y[0]
+    for d in range(1, len(x)):
+        out.addcmul_(x[d, :, None], y[d])
+    return out
+
+
+def mixture(x: Tensor, p: Tensor, short: bool) -> Tensor:
+    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s); short: (D, t, b), (t, s, b) -> (D, s, b)."""
+    if not short:
+        return torch.bmm(x.transpose(0, 1), p).transpose(0, 1)
+    out = x[:, 0, None] * p[0]
+    for t in range(1, len(p)):
+        out.addcmul_(x[:, t, None], p[t])
+    return out
+
+
+def largest(p: Tensor, axis: int) -> Tensor:
+    """p.amax(axis, keepdim=True) of (t, s, b), axis 0, or (b, t, s), axis 1. Where s is no multiple of 32, halving the axis is faster."""
+    while axis == 1 and p.shape[2] % 32 and p.shape[1] % 2 == 0:
+        p = torch.maximum(*p.chunk(2, dim=1))
+    return p.amax(axis, keepdim=True)
+
+
+class PackedAttention(torch.autograd.Function):
+    """The heads of `attention` for packed sequences on a CPU: rows asker (Q, C) ask rows y (P, C), block by block -> (C, Q).
+
+    weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head, are computed for as many sequences
+    as the cache holds, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes before the
+    queries': with heads of 8 channels, PyTorch's own kernel and the other order take two to three times as long.
+    """
+
+    @staticmethod
+    def tiles(asking: list[Block], reading: list[Block], asked: list[Tensor], read: list[Tensor]):
+        """For some sequences at a time: whether they are short, what is added to their scores (None: nothing), and what is theirs
+        of the tensors asked (.., Q) and read (.., P): (.., b, n), short (.., n, b)."""
+        i = j = 0
+        for ask, block in zip(asking, reading):
+            b, s, t, short = block.count, ask.length, block.length, block.short
+            cut = [x[:, i:i + b * s].unflatten(1, (s, b) if short else (b, s)) for x in asked]
+            cut += [x[:, j:j + b * t].unflatten(1, (t, b) if short else (b, t)) for x in read]
+            i, j, step = i + b * s, j + b * t, max(1, TILE // (s * t))
+            bias = None if block.real is None else readable_keys(block.real, cut[0].dtype)        # (t, b) or (b, t)
+            for some in (slice(first, first + step) for first in range(0, b, step)):
+                yield (short, None if bias is None else bias[:, None, some] if short else bias[some, :, None],
+                       [x[:, :, some] if short else x[:, some] for x in cut])
+
+    @staticmethod
+    def heads(weight: Tensor, bias: Tensor, heads: int, x: Tensor) -> Tensor:
+        """Columns x (C, ..) -> (K, A, D, ..), K = 1 to 3 of queries, keys and values."""
+        y = torch.addmm(bias[:, None], weight, x.flatten(1))
+        return y.view(-1, heads, len(x) // heads, *x.shape[1:])
+
+    @staticmethod
+    def forward(ctx, asker: Tensor, y: Tensor, weight: Tensor, bias: Tensor, heads: int, asking: list[Block],
+                reading: list[Block]) -> Tensor:
+        C = y.shape[1]
+        scale = math.log2(math.e) / math.sqrt(C // heads)                     # exp2 is faster than exp
+        z, total = y.new_empty(C, len(asker)), y.new_empty(heads, len(asker))           # total: log2 of the sum of exponentials
+        for short, add, (asks, z_, total_, reads) in PackedAttention.tiles(asking, reading, [asker.T, z, total], [y.T]):
+            axis = 0 if short else 1                                          # that of the keys
+            if asking is reading:
+                q, k, v = PackedAttention.heads(weight, bias, heads, reads)   # (A, D, t, b) or (A, D, b, t)
+            else:
+                q, = PackedAttention.heads(weight[:C], bias[:C], heads, asks)
+                k, v = PackedAttention.heads(weight[C:], bias[C:], heads, reads)
+            q *= scale
+            for a, out in enumerate(z_.unflatten(0, (heads, -1))):
+                p = products(k[a], q[a], short)                               # (t, s, b) or (b, t, s)
+                if add is not None:
+                    p += add
+                top = largest(p, axis)
+                p.sub_(top).exp2_()
+                some = p.sum(axis)                                            # (s, b) or (b, s)
+                torch.div(mixture(v[a], p, short), some, out=out)
+                total_[a] = some.log2_().add_(top.squeeze(axis))
+        ctx.save_for_backward(y, weight, bias, z, total)
+        ctx.how = heads, asking, reading, scale
+        return z
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        """p_t (g_t - sum_u p_u g_u) for the scores, g being the gradient of p. All who are read ask (asking is reading)."""
+        y, weight, bias, z, total = ctx.saved_tensors
+        heads, asking, reading, scale = ctx.how
+        dy, dweight, dbias = torch.empty_like(y), torch.zeros_like(weight), torch.zeros_like(bias)
+        for short, add, (reads, z_, total_, g, dy_) in PackedAttention.tiles(asking, reading, [y.T, z, total, gradient, dy.T], []):
+            axis = 0 if short else 1
+            q, k, v = PackedAttention.heads(weight, bias, heads, reads)
+            q *= scale
+            d = q.new_empty(3, *q.shape)                                      # of q, k, v
+            delta = (g * z_).unflatten(0, (heads, -1)).sum(1)                 # (A, s, b) or (A, b, s)
+            for a, ga in enumerate(g.unflatten(0, (heads, -1))):
+                p = products(k[a], q[a], short)
+                if add is not None:
+                    p += add
+                p.sub_(total_[a].unsqueeze(axis)).exp2_()
+                d[2, a] = mixture(ga, p.transpose(axis, axis + 1), short)
+                ds = products(v[a], ga, short).sub_(delta[a].unsqueeze(axis)).mul_(p)
+                d[0, a] = mixture(k[a], ds, short)
+                d[1, a] = mixture(q[a], ds.transpose(axis, axis + 1), short)
+            d[0] *= scale * math.log(2)
+            d[1] *= math.log(2)
+            d = d.view(len(weight), -1)                                       # (3C, tokens)
+            dweight.addmm_(d, reads.flatten(1).T)
+            dbias += d.sum(1)
+            dy_.copy_((weight.T @ d).view(dy_.shape))
+        return None, dy, dweight, dbias, None, None, None
 
 
 class Rearrange(torch.autograd.Function):
@@ -184,24 +305,21 @@ class MultiHeadAttention(nn.Module):
                place: Tensor | None = None) -> Tensor:
         """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all;
         else without gradient) -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
-        A, D = self.heads, x.shape[-1] // self.heads
-
         def rows(where: Layout) -> Tensor:
             """x, with its position, in that layout: (P, C)"""
             y = Rearrange.apply(x, where.token, where.row, None)
-            return y if position is None else y + position.index_select(0, place[where.token])
+            return y if position is None else y.add_(position.index_select(0, place.index_select(0, where.token)))
         y = rows(layout)                                                      # (P, C)
-        asker = y if asking is layout else rows(asking)
-        q = self.query(asker).split([b.count * b.length for b in asking.blocks])
-        k, v = (f(y).split([b.count * b.length for b in layout.blocks]) for f in (self.key, self.value))
-        parts = []
-        for block, *qkv in zip(layout.blocks, q, k, v):
-            attend = fused_attention if self.fused and block.length > EINSUM_UP_TO else attention
-            z = attend(*(t.view(block.count, -1, A, D).transpose(1, 2) for t in qkv), block.real)
-            parts.append(z.transpose(1, 2).reshape(-1, A * D))                # (b n, C)
-        z = self.out(torch.cat(parts))                                        # (P, C)
-        z = self.norm(asker + (F.relu_(z) if self.relu else z))
+        z = self.blocks(y if asking is layout else rows(asking), y, asking.blocks, layout.blocks)
         return Rearrange.apply(z, asking.row, asking.token, asking.real)
+
+    def blocks(self, asker: Tensor, y: Tensor, asking: list[Block], reading: list[Block]) -> Tensor:
+        """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C)."""
+        three = self.query, self.key, self.value
+        z = PackedAttention.apply(asker, y, torch.cat([f.weight for f in three]), torch.cat([f.bias for f in three]),
+                                  self.heads, asking, reading)                # (C, Q)
+        z = self.out(z.T)                                                     # (Q, C)
+        return self.norm(asker + (F.relu_(z) if self.relu else z))
 
     def maps(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
         """What forward's attention reads, for pictures: x (R, N, G, C), mask (R, N, G) -> (R, G, A, N, N), the softmax over the
@@ -276,7 +394,7 @@ class CRA(nn.Module):
                 asking = lay_out(order[asked[order]], number_asked, size, most // S * keep.shape[1], len(M))
             M = (self.dense if self.mode == "dense" else self.L4).packed(M, layout, asking, table, place)          # M': (T, C)
         if keep is not None:
-            M, mask = M[asked], mask.take_along_dim(keep[:, :, None], dim=1)
+            M, mask = M.index_select(0, asked.nonzero()[:, 0]), mask.take_along_dim(keep[:, :, None], dim=1)
         if self.mode in ("cross", "full"):                                    # R S sequences of up to V tokens
             lengths = mask.sum(2).flatten()
             layout = lay_out(torch.arange(len(M)), lengths, padded_length(lengths, V), V, len(M))

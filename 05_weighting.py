@@ -24,11 +24,14 @@ brings one number a token back to (R, S, V).
 Dimension key: R rays, S samples, V source views, C channels, L classes, T valid tokens. (.., C): (R, S, V, C) or packed, (T, C).
 Run: python 05_weighting.py     Test: pytest tests/test_05_weighting.py
 """
+from importlib import import_module
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+encoder = import_module("02_encoder")       # ELU
 
 
 def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
@@ -108,7 +111,7 @@ class WeightNetwork(nn.Module):
     def __init__(self, channels: int = 32, tau: float = 0.7):
         super().__init__()
         self.tau = tau
-        self.L2 = nn.Sequential(nn.Linear(channels + 4 + 1, 16), nn.ELU(inplace=True), nn.Linear(16, 8), nn.ELU(inplace=True),
+        self.L2 = nn.Sequential(nn.Linear(channels + 4 + 1, 16), encoder.ELU(), nn.Linear(16, 8), encoder.ELU(),
                                 nn.Linear(8, 1))
 
     def forward(self, M: Tensor, differences: Tensor, visibility: Tensor, mask: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ class WeightNetwork(nn.Module):
 
 def semantic_ray(w: Tensor, refined: Tensor, mask: Tensor) -> Tensor:
     """s[r,s,c] = sum_v w[r,s,v] M''[r,s,v,c]: w (R, S, V), 0 where the mask (R, S, V) is false, M'' (.., C) -> (R, S, C)."""
-    w = w if refined.dim() == 4 else w[mask]
+    w = w if refined.dim() == 4 else w.flatten().index_select(0, mask.flatten().nonzero()[:, 0])
     return sum_over_views(w[..., None] * refined, mask)                       # torch.einsum would make R S tiny products of it
 
 

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+encoder = import_module("02_encoder")        # ELU
 cra = import_module("04_cra")                # MultiHeadAttention, sample_positions: L9 is Table 9's attention
 weighting = import_module("05_weighting")    # semantic_ray: a sum over the views; packed tokens
 
@@ -51,13 +52,13 @@ class GeometryNetwork(nn.Module):
         super().__init__()
         self.pooling = pooling
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
-        self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU(inplace=True))
+        self.L1 = nn.Sequential(nn.Linear(channels, 32), encoder.ELU())
         self.L2 = nn.Linear(channels, 1)
-        self.L8 = nn.Sequential(nn.Linear(64, 32), nn.ELU(inplace=True), nn.Linear(32, 16), nn.ELU(inplace=True))
+        self.L8 = nn.Sequential(nn.Linear(64, 32), encoder.ELU(), nn.Linear(32, 16), encoder.ELU())
         self.L9 = cra.MultiHeadAttention(16, heads, fused=fused)
-        self.L10 = nn.Sequential(nn.Linear(16, 16), nn.ELU())
+        self.L10 = nn.Sequential(nn.Linear(16, 16), encoder.ELU())
         self.L11 = nn.Linear(16, 1)
-        self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(inplace=True), nn.Linear(16, 8), nn.ELU(inplace=True),
+        self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), encoder.ELU(), nn.Linear(16, 8), encoder.ELU(),
                                    nn.Linear(8, 1))
 
     def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
@@ -79,7 +80,11 @@ class GeometryNetwork(nn.Module):
         L8 = self.L8(torch.cat([L5, L6], dim=-1))                             # L7: (R, S, 64) -> (R, S, 16)
         seen = mask.any(dim=2)                                                # (R, S)
         position = cra.sample_positions(mask.shape[1] if index is None else index, 16, M.device).to(M.dtype)
-        L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]     # (R, S, 16)
+        if M.dim() == 2:                                                      # R sequences of length S
+            whole, y = [cra.Block(*seen.shape, None if seen.all() else seen)], (L8 + position).flatten(0, 1)
+            L9 = self.L9.blocks(y, y, whole, whole).view(L8.shape)            # (R, S, 16)
+        else:
+            L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]
         sigma = self.density(self.L11(self.L10(L9)).squeeze(-1).to(M.dtype)) * seen               # (R, S)
         if colours is None:
             return Geometry(sigma, None, L3)

@@ -177,8 +177,10 @@ class Level(nn.Module):
         with half_precision(self.config, M):
             refined = self.cra(M, mask, index, keep)                          # M'': (R, S, V, C)
             if keep is not None:
-                only = mask & torch.zeros_like(mask[:, :, 0]).scatter(1, keep, True)[..., None]   # (R, S, V) of the kept samples
-                M, differences, visibility = (x[only[mask]] if x.dim() == 2 else x.take_along_dim(keep[:, :, None, None], dim=1)
+                kept = torch.zeros_like(mask[:, :, 0]).scatter(1, keep, True)[..., None].expand(mask.shape)      # (R, S, V)
+                tokens = kept[mask].nonzero()[:, 0]                           # (n,) the valid tokens of the kept samples
+                M, differences, visibility = (x.index_select(0, tokens) if x.dim() == 2 else
+                                              x.take_along_dim(keep[:, :, None, None], dim=1)
                                               for x in (M, differences, visibility))
                 mask = mask.take_along_dim(keep[:, :, None], dim=1)
             w = self.weights(M, differences, visibility, mask)                # (R, S, V) in C(tau)
@@ -732,7 +734,7 @@ def prepare_cpu() -> None:
     torch.set_flush_denormal(True)             # holds for this thread and those it starts
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt(-8, 1)                    # M_ARENA_MAX: all threads share one heap
+        libc.mallopt(-8, 1 + torch.get_num_threads())    # M_ARENA_MAX: a heap for each thread that works on a core of its own
         libc.mallopt(-4, 0)                    # M_MMAP_MAX: no buffer of its own mapping
         libc.mallopt(-1, 2 ** 31 - 1)          # M_TRIM_THRESHOLD: do not shrink the heap
     except (OSError, AttributeError, TypeError):

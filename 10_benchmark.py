@@ -10,7 +10,8 @@ The job: 8 source views of 320x240, 512 rays, 64 + 64 samples. Every figure is m
 peak memory is that figure's and nobody else's. How each number is made:
 
     GFLOP       counted by PyTorch's FlopCounterMode with attention's plain (math) backend, because it counts zero for the fused CPU
-                kernel; 2 per multiply-add, matrix products and convolutions only
+                kernel; 2 per multiply-add, matrix products and convolutions only (04 computes packed sequences of up to 8 tokens
+                without any: their scores are not in it, some 3% of a step)
     seconds     the best of several repeats. user: processor time of all threads together
     U           the user-seconds of one 1024^3 float32 matrix product on one thread, best of ten, in the same run: a unit that
                 travels between machines better than seconds do
@@ -268,7 +269,8 @@ def measure_step(args, **settings) -> dict:
     peak = torch.cuda.max_memory_allocated() / 2 ** 20 if args.device == "cuda" else largest()
     with torch.no_grad():
         forward = count_flops(lambda: job.model(job.model.encode(job.sources), job.pixels, job.target.K, job.target.c2w))
-    both = None if settings.get("compile") else count_flops(step)
+    alone = lambda: training.training_step(job.model, [job.batch], 0)         # the counter sees its own thread alone
+    both = None if settings.get("compile") else count_flops(alone)
     return {"gflop": forward, "gflop_both": both, "seconds": seconds, "user": user, "peak": peak, "rays_per_second": job.rays / seconds}
 
 
@@ -512,6 +514,15 @@ def measure_tried(args, name: str) -> dict:
         q, k, v = (torch.randn(R * S * V // length, 4, length, 8, requires_grad=True) for _ in range(3))
         keys = torch.rand(len(q), 1, length) < 0.7
         pair = [both(function, q, k, v, keys) for function in (cra.attention, cra.fused_attention)]
+    elif name.startswith("packed sequences"):
+        length = int(name.split()[-1])
+        module, b = cra.MultiHeadAttention(32, relu=True), max(1, R * S * V // length)
+        x, keys = torch.randn(b, length, 1, 32, requires_grad=True), torch.ones(b, length, 1, dtype=torch.bool)
+        y, whole = x.detach().view(-1, 32).requires_grad_(), [cra.Block(b, length, None, length <= cra.SHORT)]
+        pair = [both(lambda x: module(x, keys), x), both(lambda y: module.blocks(y, y, whole, whole), y)]
+    elif name == "ELU":
+        x = torch.randn(R * S * V, 32, requires_grad=True)
+        pair = [both(nn.ELU(), x), both(encoder.ELU(), x)]
     elif name == "softmax":
         score = torch.randn(R * S, 4, V, V, requires_grad=True)
         pair = [both(lambda x: x.softmax(-1), score), both(cra.Softmax.apply, score)]
@@ -557,6 +568,9 @@ TRIED = {
     "attention 16": "the same, of 16 (EINSUM_UP_TO)",
     "attention 32": "the same, of 32",
     "attention 64": "the same, of 64",
+    "packed sequences 8": "packed attention (04), projections and norm included, against the above: sequences of 8",
+    "packed sequences 64": "the same, of 64",
+    "ELU": "ELU by exp2 (02), against nn.ELU",
     "lookup": "feature lookup by rows (03), against grid_sample",
     "semantic ray": "semantic ray as a sum, against einsum's tiny products",
     "norm": "group norm with a channel a group (02), against instance norm",
@@ -573,10 +587,10 @@ TRIED = {
 def tried(args) -> dict:
     """A line for each means."""
     found = {}
-    print(f"forward + backward, one thread, best of five\n{'':70}{'without':>12}{'with':>12}{'ratio':>8}")
+    print(f"forward + backward, one thread, best of five\n{'':86}{'without':>12}{'with':>12}{'ratio':>8}")
     for name, text in TRIED.items():
         f = found[name] = fresh(args, "tried", name)
-        print(f"{text:70}" + (f["failed"] if "failed" in f else
+        print(f"{text:86}" + (f["failed"] if "failed" in f else
                               f"{1000 * f['without']:9.1f} ms{1000 * f['with']:9.1f} ms{f['with'] / f['without']:8.2f}"), flush=True)
     return found
 

@@ -113,9 +113,23 @@ def test_activation_elu_follows_l11_l14_l15_and_l18_and_none_follows_nothing():
             module.register_forward_hook(lambda m, x, y, name=name: order.append(name))
         model(torch.rand(1, 3, 32, 32))
         assert [before for before, after in zip(order, order[1:]) if after == "activation" and activation == "elu"] == expected
-        assert isinstance(model.activation, nn.ELU if activation == "elu" else nn.Identity)
+        assert isinstance(model.activation, encoder.ELU if activation == "elu" else nn.Identity)
     with pytest.raises(KeyError):
         encoder.Encoder("tanh")
+
+
+def test_our_elu_is_torchs_in_value_and_gradient():
+    x = torch.cat([torch.linspace(-30, 30, 241, dtype=torch.float64), torch.tensor([-torch.inf, -1e-9, 0.0, 1e-9, 1e30])])
+    upstream, found = torch.linspace(-1, 2, len(x), dtype=torch.float64), []
+    for module in (nn.ELU(), encoder.ELU()):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        found.append((y, *torch.autograd.grad(y, leaf, upstream)))
+    for expected, got in zip(*found):
+        torch.testing.assert_close(got, expected)
+    assert torch.autograd.gradcheck(encoder.ELU(), x[20:200:9].clone().requires_grad_())
+    torch.testing.assert_close(encoder.ELU()(x.float()), F.elu(x.float()))
+    assert encoder.ELU()(torch.tensor([torch.nan])).isnan() and encoder.ELU()(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_every_weight_of_the_encoder_gets_a_gradient():

@@ -362,11 +362,55 @@ def test_the_layout_has_every_token_once_and_its_sequences_in_blocks():
     lengths = torch.tensor([3, 0, 1, 6, 20, 8, 6])
     order = torch.randperm(44, generator=torch.Generator().manual_seed(0))
     size = cra.padded_length(lengths, 20)
-    assert size.tolist() == [3, 0, 1, 8, 20, 8, 8]                                     # 32 would be next, but 20 is the most there are
+    assert size.tolist() == [3, 0, 1, 6, 20, 8, 6]                                     # 32 would be next, but 20 is the most there are
+    size[[3, 6]] = 8                                                                   # as if there were no blocks of 6
     assert cra.padded_length(torch.tensor([0, 17, 5000]), 6000).tolist() == [0, 32, 6000]          # beyond the last of SIZES
     layout = cra.lay_out(order, lengths, size, 20, 44)
     assert [(b.count, b.length) for b in layout.blocks] == [(1, 1), (1, 3), (3, 8), (1, 20)]
     assert torch.equal(layout.token[layout.row], torch.arange(44)) and int(layout.real.sum()) == 44
     first, rows = lengths.cumsum(0) - lengths, layout.token.split([1, 3, 24, 20])
-    assert torch.equal(rows[1], order[:3]) and torch.equal(rows[2].view(3, 8)[0, :6], order[first[3]:first[3] + 6])
-    assert layout.blocks[3].real is None and layout.blocks[2].real[:, 0].sum(1).tolist() == [6, 8, 6]
+    assert torch.equal(rows[1], order[:3]) and torch.equal(rows[2].view(8, 3)[:6, 0], order[first[3]:first[3] + 6])
+    assert layout.blocks[3].real is None and layout.blocks[2].real.sum(0).tolist() == [6, 8, 6]
+    assert [b.short for b in layout.blocks] == [True, True, True, False] and torch.equal(rows[3], order[first[4]:first[4] + 20])
+
+
+@pytest.mark.parametrize("tile", [1, 40, 2 ** 18])
+@pytest.mark.parametrize("n, short", [(1, True), (5, True), (5, False), (16, False), (7, False), (33, False)])
+def test_packed_attention_is_the_definition_in_value_and_gradient_whatever_the_tile(monkeypatch, n, short, tile):
+    """Sequences of n tokens, padded and not, through PackedAttention and through forward."""
+    monkeypatch.setattr(cra, "TILE", tile)
+    torch.manual_seed(0)
+    b, net, found = 6, cra.MultiHeadAttention(C, relu=True).double(), []
+    x, real = normal(b, n, C), torch.arange(n) < torch.tensor([n, 1, n, max(1, n - 2), n, n])[:, None]        # (b, n)
+    order = (lambda t: t.transpose(0, 1)) if short else (lambda t: t)
+    blocks = [cra.Block(2, n, None, short), cra.Block(b - 2, n, order(real[2:]), short)]
+    for packed in (False, True):
+        net.zero_grad()
+        leaf, keys = x.clone().requires_grad_(), real.clone()
+        keys[:2] = True                                                                # the first block has no padding
+        if packed:
+            y = torch.cat([order(leaf[:2]).reshape(-1, C), order(leaf[2:]).reshape(-1, C)])
+            first, second = net.blocks(y, y, blocks, blocks).split([2 * n, (b - 2) * n])
+            shape = lambda t, count: order(t.view(*((n, count) if short else (count, n)), C))
+            out = torch.cat([shape(first, 2), shape(second, b - 2)])
+        else:
+            out = net(leaf[:, :, None], keys[..., None])[:, :, 0]
+        ((out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape))[keys]).sum().backward()
+        found.append([out[keys], leaf.grad, *(p.grad.clone() for p in net.parameters())])
+    for expected, got in zip(*found):
+        torch.testing.assert_close(got, expected)
+
+
+def test_packed_attention_survives_scores_of_any_size():
+    net, x = cra.MultiHeadAttention(C), 1e3 * normal(3, 20, C).float()
+    for short in (True, False):
+        y, blocks = x.reshape(-1, C).requires_grad_(), [cra.Block(3, 20, None) if not short else cra.Block(20, 3, None, True)]
+        out = net.blocks(y, y, blocks, blocks)
+        out.sum().backward()
+        assert torch.isfinite(out).all() and torch.isfinite(y.grad).all()
+
+
+def test_the_largest_is_amax_however_it_is_found():
+    for shape, axis in (((4, 16, 5), 1), ((4, 7, 5), 1), ((2, 12, 32), 1), ((6, 3, 9), 0)):
+        p = normal(*shape)
+        assert torch.equal(cra.largest(p, axis), p.amax(axis, keepdim=True))
