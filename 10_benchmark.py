@@ -13,8 +13,9 @@ peak memory is that figure's and nobody else's. How each number is made:
                 kernel; 2 per multiply-add, matrix products and convolutions only (04 computes packed sequences of up to 8 tokens
                 without any: their scores are not in it, some 3% of a step)
     seconds     the best of several repeats. user: processor time of all threads together
-    U           the user-seconds of one 1024^3 float32 matrix product on one thread, best of ten, in the same run: a unit that
-                travels between machines better than seconds do
+    U           the user-seconds of one 1024^3 float32 matrix product on one thread, best of ten: a unit that travels between machines
+                better than seconds do. A figure's own U is the mean of two, taken in its process before and after it, because
+                the clocks of a shared machine wander
     peak        CPU: the process's largest resident size, less what it was before (or in all, for the step and the image), freed
                 memory given back first; GPU: torch.cuda.max_memory_allocated
     floor       the larger of operations / measured matrix rate and bytes / measured copy bandwidth, where bytes are the stage's inputs
@@ -121,13 +122,24 @@ def peak_of(work: Callable, device: str) -> float:
     return max(0.0, largest() - before)
 
 
+def product(n: int, device: str) -> Callable:
+    """One n^3 float32 matrix product."""
+    a, b, c = (torch.randn(n, n, device=device) for _ in range(3))
+    return lambda: torch.mm(a, b, out=c)
+
+
+def unit() -> float:
+    """U: the best of ten, on one thread; each is the mean of five, because processor time is counted in steps of milliseconds."""
+    threads, work = torch.get_num_threads(), product(1024, "cpu")
+    torch.set_num_threads(1)
+    work()
+    best = clock(lambda: [work() for _ in range(5)], 10, "cpu")[1] / 5
+    torch.set_num_threads(threads)
+    return best
+
+
 def measure_machine(args) -> dict:
     """The machine's own rates: U, matrix products and copies per second, on one thread and on all."""
-    def product(n: int, device: str) -> Callable:
-        """One n^3 float32 matrix product."""
-        a, b, c = (torch.randn(n, n, device=device) for _ in range(3))
-        return lambda: torch.mm(a, b, out=c)
-
     if args.device == "cuda":
         big, source = product(8192, "cuda"), torch.empty(2 ** 28, device="cuda")
         target = torch.empty_like(source)
@@ -136,16 +148,12 @@ def measure_machine(args) -> dict:
                 "copy_gbs": 2 * size(source) / clock(lambda: target.copy_(source), 5, "cuda")[0] / 1e9}
     threads, work = torch.get_num_threads(), product(1024, "cpu")
     source, target = torch.ones(2 ** 25), torch.ones(2 ** 25)                 # 128 MiB each: no cache holds them
-    copy, found = (lambda: target.copy_(source)), {"threads": threads}
+    copy, found = (lambda: target.copy_(source)), {"threads": threads, "U": unit()}
     for count, name in ((1, "one_thread"), (threads, "all_threads")):
         torch.set_num_threads(count)
-        ten = lambda: [work() for _ in range(10)]                             # processor time is counted in steps of milliseconds
-        ten(), copy()
-        seconds, user = (x / 10 for x in clock(ten, 10, "cpu"))
-        found |= {f"matrix_gflops_{name}": 2 * 1024 ** 3 / seconds / 1e9,
+        work(), copy()
+        found |= {f"matrix_gflops_{name}": 2 * 1024 ** 3 / clock(work, 50, "cpu")[0] / 1e9,
                   f"copy_gbs_{name}": 2 * size(source) / clock(copy, 5, "cpu")[0] / 1e9}
-        if count == 1:
-            found["U"] = user
     return found | {"matrix_gflops": found["matrix_gflops_all_threads"], "copy_gbs": found["copy_gbs_all_threads"]}
 
 
@@ -387,7 +395,7 @@ def report_row(name: str, f: dict, machine: dict, extra: str = "") -> None:
     if "failed" in f:
         print(f"{name:44} {f['failed']}", flush=True)
         return
-    f["U"] = f["user"] / machine["U"] if "U" in machine else None
+    f["U"] = f["user"] / f["unit"] if "unit" in f else None
     rate = (f.get("gflop_both") or f["gflop"]) / f["seconds"] / machine["matrix_gflops"]
     print(f"{name:44}{figure(f['gflop'], 1)}{figure(f.get('gflop_both'), 1)}{figure(f['seconds'], 3)}{figure(f['user'], 2)}"
           f"{figure(f['U'], 0)}{figure(f['peak'], 0)}{figure(100 * rate, 0, 7)}%{extra}", flush=True)
@@ -628,7 +636,10 @@ def main() -> None:
             training.prepare_cpu()
         name, *values = json.loads(args.measure)
         settings = values.pop() if values and isinstance(values[-1], dict) else {}
-        print(json.dumps(globals()[f"measure_{name}"](args, *values, **settings)))
+        timed = name in ("step", "image", "tensor") and args.device == "cpu"
+        before = unit() if timed else None
+        found = globals()[f"measure_{name}"](args, *values, **settings)
+        print(json.dumps(found | ({"unit": (before + unit()) / 2} if timed else {})))
         return
     if args.curves:
         return curves(args, Path(args.curves))
