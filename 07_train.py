@@ -307,9 +307,11 @@ def save_checkpoint(path: Path, model: SRay, optimiser, step: int, run: dict) ->
 
 def export_weights(path: Path, state: dict) -> None:
     """Atomically write a checkpoint's weights in half precision, with everything else but the optimiser: a sixth of the
-    size, and load_checkpoint reads it like any other (in float32). It cannot be resumed."""
+    size, and load_checkpoint reads it like any other (in float32). It cannot be resumed. How many rays went at a time was a matter
+    of the machine it was trained on, and is left out."""
     small = {key: value for key, value in state.items() if key not in ("model", "optimiser")}
-    small |= {"model": {k: x.half() for k, x in state["model"].items()}}
+    small |= {"model": {k: x.half() for k, x in state["model"].items()},
+              "config": {**state["config"], **{name: getattr(Config, name) for name in ("chunk", "piece", "workers")}}}
     data.write_atomically(path, lambda file: torch.save(small, file))
 
 

@@ -29,6 +29,7 @@ def test_it_loads_as_weights_only_and_says_how_it_was_trained():
     assert card("seed") == [str(state["config"]["seed"])] and card("time") == [f"{state['run']['seconds']:.0f} s of training"]
     model, _ = training.load_checkpoint(WEIGHTS)
     assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
+    assert (model.config.chunk, model.config.piece, model.config.workers) == (0, 0, 0)                 # the reader's machine decides
 
 
 def test_it_reaches_nine_tenths_of_the_cards_miou_on_two_unseen_rooms(tmp_path):
