@@ -142,54 +142,55 @@ def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int
 
 
 def products(x: Tensor, y: Tensor, short: bool) -> Tensor:
-    """x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s); short: (D, t, b), (D, s, b) -> (t, s, b), by long products
-    of numbers instead of tiny ones of matrices."""
+    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). short: all heads, (A, D, t, b), (A, D, s, b) ->
+    (A, t, s, b), by long products of numbers instead of tiny ones of matrices."""
     if not short:
         return torch.bmm(x.permute(1, 2, 0), y.transpose(0, 1))
-    out = x[0, :, None] * y[0]
-    for d in range(1, len(x)):
-        out.addcmul_(x[d, :, None], y[d])
+    out = x[:, 0, :, None] * y[:, 0, None]
+    for d in range(1, x.shape[1]):
+        out.addcmul_(x[:, d, :, None], y[:, d, None])
     return out
 
 
 def mixture(x: Tensor, p: Tensor, short: bool) -> Tensor:
-    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s); short: (D, t, b), (t, s, b) -> (D, s, b)."""
+    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). short: (A, D, t, b), (A, t, s, b) -> (A, D, s, b)."""
     if not short:
         return torch.bmm(x.transpose(0, 1), p).transpose(0, 1)
-    out = x[:, 0, None] * p[0]
-    for t in range(1, len(p)):
-        out.addcmul_(x[:, t, None], p[t])
+    out = x[:, :, 0, None] * p[:, 0, None]
+    for t in range(1, p.shape[1]):
+        out.addcmul_(x[:, :, t, None], p[:, t, None])
     return out
 
 
-def largest(p: Tensor, axis: int) -> Tensor:
-    """p.amax(axis, keepdim=True) of (t, s, b), axis 0, or (b, t, s), axis 1. Where s is no multiple of 32, halving the axis is faster."""
-    while axis == 1 and p.shape[2] % 32 and p.shape[1] % 2 == 0:
+def largest(p: Tensor) -> Tensor:
+    """p.amax(1, keepdim=True) of (b, t, s) or (A, t, s, b). Where rows of s are no multiple of 32, halving the axis is faster."""
+    while p.dim() == 3 and p.shape[2] % 32 and p.shape[1] % 2 == 0:
         p = torch.maximum(*p.chunk(2, dim=1))
-    return p.amax(axis, keepdim=True)
+    return p.amax(1, keepdim=True)
 
 
 class PackedAttention(torch.autograd.Function):
     """The heads of `attention` for packed sequences on a CPU: rows asker (Q, C) ask rows y (P, C), block by block -> (C, Q).
 
-    weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head, are computed for as many sequences
-    as the cache holds, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes before the
+    weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head (of all, where sequences are short),
+    are computed for as many sequences as the cache holds, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes before the
     queries', the faster order for products this small. What it buys: `python 10_benchmark.py --tried`.
     """
 
     @staticmethod
-    def tiles(asking: list[Block], reading: list[Block], asked: list[Tensor], read: list[Tensor]):
-        """For some sequences at a time: whether they are short, what is added to their scores (None: nothing), and what is theirs
-        of the tensors asked (.., Q) and read (.., P): (.., b, n), short (.., n, b)."""
+    def tiles(heads: int, asking: list[Block], reading: list[Block], asked: list[Tensor], read: list[Tensor]):
+        """For some sequences at a time: whether they are short, which heads go together, what is added to the scores (None: nothing),
+        and what is theirs of the tensors asked (.., Q) and read (.., P): (.., b, n), short (.., n, b)."""
         i = j = 0
         for ask, block in zip(asking, reading):
             b, s, t, short = block.count, ask.length, block.length, block.short
             cut = [x[:, i:i + b * s].unflatten(1, (s, b) if short else (b, s)) for x in asked]
             cut += [x[:, j:j + b * t].unflatten(1, (t, b) if short else (b, t)) for x in read]
-            i, j, step = i + b * s, j + b * t, max(1, TILE // (s * t))
+            i, j, step = i + b * s, j + b * t, max(1, TILE // (s * t * (heads if short else 1)))
+            together = [slice(None)] if short else range(heads)
             bias = None if block.real is None else readable_keys(block.real, cut[0].dtype)        # (t, b) or (b, t)
             for some in (slice(first, first + step) for first in range(0, b, step)):
-                yield (short, None if bias is None else bias[:, None, some] if short else bias[some, :, None],
+                yield (short, together, None if bias is None else bias[:, None, some] if short else bias[some, :, None],
                        [x[:, :, some] if short else x[:, some] for x in cut])
 
     @staticmethod
@@ -204,23 +205,24 @@ class PackedAttention(torch.autograd.Function):
         C = y.shape[1]
         scale = math.log2(math.e) / math.sqrt(C // heads)                     # exp2 is faster than exp
         z, total = y.new_empty(C, len(asker)), y.new_empty(heads, len(asker))           # total: log2 of the sum of exponentials
-        for short, add, (asks, z_, total_, reads) in PackedAttention.tiles(asking, reading, [asker.T, z, total], [y.T]):
-            axis = 0 if short else 1                                          # that of the keys
+        for short, together, add, (asks, z_, total_, reads) in PackedAttention.tiles(
+                heads, asking, reading, [asker.T, z, total], [y.T]):
             if asking is reading:
                 q, k, v = PackedAttention.heads(weight, bias, heads, reads)   # (A, D, t, b) or (A, D, b, t)
             else:
                 q, = PackedAttention.heads(weight[:C], bias[:C], heads, asks)
                 k, v = PackedAttention.heads(weight[C:], bias[C:], heads, reads)
             q *= scale
-            for a, out in enumerate(z_.unflatten(0, (heads, -1))):
-                p = products(k[a], q[a], short)                               # (t, s, b) or (b, t, s)
+            z_ = z_.unflatten(0, (heads, -1))
+            for a in together:
+                p = products(k[a], q[a], short)                               # (b, t, s) or (A, t, s, b)
                 if add is not None:
                     p += add
-                top = largest(p, axis)
+                top = largest(p)
                 p.sub_(top).exp2_()
-                some = p.sum(axis)                                            # (s, b) or (b, s)
-                torch.div(mixture(v[a], p, short), some, out=out)
-                total_[a] = some.log2_().add_(top.squeeze(axis))
+                some = p.sum(1, keepdim=short)                                # (b, s) or (A, 1, s, b)
+                torch.div(mixture(v[a], p, short), some, out=z_[a])
+                total_[a] = some.log2_().view(total_[a].shape).add_(top.squeeze(1))
         ctx.save_for_backward(y, weight, bias, z, total)
         ctx.how = heads, asking, reading, scale
         return z
@@ -231,21 +233,22 @@ class PackedAttention(torch.autograd.Function):
         y, weight, bias, z, total = ctx.saved_tensors
         heads, asking, reading, scale = ctx.how
         dy, dweight, dbias = torch.empty_like(y), torch.zeros_like(weight), torch.zeros_like(bias)
-        for short, add, (reads, z_, total_, g, dy_) in PackedAttention.tiles(asking, reading, [y.T, z, total, gradient, dy.T], []):
-            axis = 0 if short else 1
+        for short, together, add, (reads, z_, total_, g, dy_) in PackedAttention.tiles(
+                heads, asking, reading, [y.T, z, total, gradient, dy.T], []):
             q, k, v = PackedAttention.heads(weight, bias, heads, reads)
             q *= scale
             d = q.new_empty(3, *q.shape)                                      # of q, k, v
-            delta = (g * z_).unflatten(0, (heads, -1)).sum(1)                 # (A, s, b) or (A, b, s)
-            for a, ga in enumerate(g.unflatten(0, (heads, -1))):
+            g, z_ = g.unflatten(0, (heads, -1)), z_.unflatten(0, (heads, -1))
+            delta = (g * z_).sum(1)                                           # (A, b, s) or (A, s, b)
+            for a in together:
                 p = products(k[a], q[a], short)
                 if add is not None:
                     p += add
-                p.sub_(total_[a].unsqueeze(axis)).exp2_()
-                d[2, a] = mixture(ga, p.transpose(axis, axis + 1), short)
-                ds = products(v[a], ga, short).sub_(delta[a].unsqueeze(axis)).mul_(p)
+                p.sub_(total_[a].unsqueeze(1)).exp2_()
+                d[2, a] = mixture(g[a], p.transpose(1, 2), short)
+                ds = products(v[a], g[a], short).sub_(delta[a].unsqueeze(1)).mul_(p)
                 d[0, a] = mixture(k[a], ds, short)
-                d[1, a] = mixture(q[a], ds.transpose(axis, axis + 1), short)
+                d[1, a] = mixture(q[a], ds.transpose(1, 2), short)
             d[0] *= scale * math.log(2)
             d[1] *= math.log(2)
             d = d.view(len(weight), -1)                                       # (3C, tokens)
