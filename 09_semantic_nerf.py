@@ -252,6 +252,7 @@ def main() -> None:
         metrics = evaluation.evaluate(model, [scene], device, out, f"Semantic-NeRF, step {steps}")
         history.append({"steps": steps, "train_seconds": seconds,
                         **{key: metrics[key] for key in ("miou", "total_acc", "avg_acc", "psnr", "ssim", "depth_abs_rel")}})
+        print(f"step {steps}: {metrics['miou']:.2f} mIoU, {metrics['psnr']:.2f} dB after {seconds:.0f} s of training", flush=True)
     metrics |= {"data": scene.name, "steps": steps, "train_seconds": seconds, "history": history, "config": asdict(config),
                 "command": " ".join(["python", *sys.argv])}
     data.write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))

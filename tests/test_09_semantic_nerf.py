@@ -122,6 +122,7 @@ def test_the_script_trains_on_16_views_evaluates_on_4_and_writes_metrics(box_fol
     assert [h["steps"] for h in metrics["history"]] == [5, 10, 20] and metrics["history"][-1]["psnr"] == metrics["psnr"]
     assert metrics["steps"] == 20 and len(metrics["images"]) == 4 and metrics["psnr"] > 3
     assert "trained on 16 views" in done.stdout and (tmp_path / "run" / f"{box_folder.name}.png").exists()
+    assert " mIoU, " in done.stdout and " s of training" in done.stdout
     again = subprocess.run([*command, "--out", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 2 and "holds a run already" in again.stderr
     assert subprocess.run([*command, "--rays", "0"], cwd=tmp_path, capture_output=True, text=True).returncode == 2
