@@ -70,7 +70,8 @@ class Config:
 
 PRESETS = {   # what differs from the originals' sizes
     "paper": {},
-    "laptop": dict(height=96, width=128, layers=6, hidden=128, rays=256, coarse=32, fine=32, steps=2000, lr=2e-3, chunk=512),
+    "laptop": dict(height=96, width=128, layers=6, hidden=128, rays=256, coarse=32, fine=32, steps=2000, lr=2e-3, lr_final=2e-4,
+                   chunk=512),
     "smoke": dict(height=48, width=64, layers=4, hidden=32, rays=64, coarse=8, fine=8, steps=20),
 }
 
