@@ -173,8 +173,8 @@ class PackedAttention(torch.autograd.Function):
     """The heads of `attention` for packed sequences on a CPU: rows asker (Q, C) ask rows y (P, C), block by block -> (C, Q).
 
     weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head (of all, where sequences are short),
-    are computed for as many sequences as the cache holds, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes before the
-    queries', the faster order for products this small. What it buys: `python 10_benchmark.py --tried`.
+    are computed for as many sequences as the cache holds, used and forgotten; backward computes them again, as fused kernels do.
+    The keys' axis comes before the queries', the faster order for products this small (`python 10_benchmark.py --tried`).
     """
 
     @staticmethod
