@@ -405,10 +405,15 @@ def per_scene_nerf(bench: Bench, base: Path, name: str, *flags) -> Path:
     return out
 
 
-def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, Path]:
+def history(run: Path) -> dict[int, dict]:
+    """09's evaluations on the way: steps -> metrics."""
+    return {h["steps"]: h for h in json.loads((run / "metrics.json").read_text())["history"]}
+
+
+def per_scene(bench: Bench, labels: str = "gt", seed: int = 0) -> tuple[Path, Path, Path, str, Path]:
     """One unseen scene: S-Ray fine-tuned on its 8 source and 8 fine-tuning views for the paper's 60k steps, with copies on the way,
-    and Semantic-NeRF trained on them for 100k. labels: "gt", the scene's own, or "pseudo", the 2D segmenter's on these views.
-    -> S-Ray's, its fine-tuning's and the NeRF's folders, the scene and its root."""
+    and Semantic-NeRF trained on them for 100k, both with this seed. labels: "gt", the scene's own, or "pseudo", the 2D segmenter's
+    on these views. -> S-Ray's, its fine-tuning's and the NeRF's folders, the scene and its root."""
     base, unit = bench.trained(), UNIT[bench.args.size]
     _, state = training.load_checkpoint(base / "checkpoint.pt")
     scene, root = state["run"]["test"][0], Path(state["run"]["root"])
@@ -419,7 +424,8 @@ def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, 
         bench.once(folder / "metrics.json", "08_eval.py", "--checkpoint", segmenter / "checkpoint.pt", "--scenes", scene,
                    "--pseudo-labels", folder, "--out", folder)
         given = ["--labels", folder]
-    ending = f"{scene}-{unit}" + "-pseudo" * bool(given)
+    ending = f"{scene}-{unit}" + "-pseudo" * bool(given) + f"-seed_{seed}" * bool(seed)
+    given += ["--seed", seed] if seed else []
     tuned = base / f"finetuned-{ending}"
     last = steps_of("60k", bench)
     bench.once(tuned / f"checkpoint_{last}.pt", "07_train.py", *bench.where, "--scenes", scene, "--finetune", base / "checkpoint.pt",
@@ -432,21 +438,24 @@ def per_scene(bench: Bench, labels: str = "gt") -> tuple[Path, Path, Path, str, 
 def table_5(bench: Bench) -> tuple[list, list, str]:
     """mIoU on one unseen scene: Semantic-NeRF trained on its 16 views against S-Ray fine-tuned on them, with true labels (gt) and
     with pseudo labels (p), those of our 2D segmenter, which stands where the paper used DeepLabV3+. The paper's steps, scaled;
-    "converge" is 100k of them for Semantic-NeRF and 60k for S-Ray, which the paper does not say."""
+    "converge" is 100k of them for Semantic-NeRF and 60k for S-Ray, which the paper does not say. The seeds are those of the runs on
+    the scene; S-Ray starts them all from one training."""
     paper = {"S-NeRF": ("N/A", "78.59", "86.32", "85.64", "91.33", "92.10", "95.24"),
              "S-Ray": ("77.82", "88.07", "93.40", "91.25", "95.15", "92.43", "95.39")}
-    ours, theirs = [], ["N/A"]
-    runs = {labels: per_scene(bench, labels) for labels in ("pseudo", "gt")}
+    ours, theirs = [], []
+    runs = [[per_scene(bench, labels, seed) for seed in range(bench.args.seeds)] for labels in ("pseudo", "gt")]
+    base, _, _, scene, _ = runs[0][0]
     for name in ("5k", "50k", "converge"):
-        for base, tuned, baseline, scene, _ in runs.values():
+        for seeds in runs:
             at = steps_of("60k" if name == "converge" else name, bench)
-            ours.append(bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene))
-            history = {h["steps"]: h for h in json.loads((baseline / "metrics.json").read_text())["history"]}
-            theirs.append(spread([history[steps_of("100k" if name == "converge" else name, bench)]], "miou"))
+            ours.append([bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene) for _, tuned, *_ in seeds])
+            at = steps_of("100k" if name == "converge" else name, bench)
+            theirs.append([history(baseline)[at] for _, _, baseline, *_ in seeds])
     untouched = bench.evaluated(base / "checkpoint.pt", f"eval-{scene}", "--scenes", scene)
     found = json.loads((bench.segmenter() / "pseudo" / "metrics.json").read_text())
     names = ["w/o ft", *(f"ft {steps}({kind})" for steps in ("5k", "50k", "converge") for kind in ("p", "gt"))]
-    rows = [["S-NeRF", *theirs, *paper["S-NeRF"]], ["S-Ray", *(spread([run], "miou") for run in (untouched, *ours)), *paper["S-Ray"]]]
+    rows = [["S-NeRF", "N/A", *(spread(some, "miou") for some in theirs), *paper["S-NeRF"]],
+            ["S-Ray", *(spread(some, "miou") for some in ([untouched], *ours)), *paper["S-Ray"]]]
     note = (f"The pseudo labels on the scene's 16 views: {spread([found], 'miou')} mIoU, {spread([found], 'total_acc')} total accuracy. "
             f"Our steps for the paper's 5k, 50k, 60k and 100k: {', '.join(str(steps_of(k, bench)) for k in ('5k', '50k', '60k', '100k'))}.")
     return ["mIoU", *names, *(f"paper: {n}" for n in names)], rows, note
@@ -454,7 +463,8 @@ def table_5(bench: Bench) -> tuple[list, list, str]:
 
 def table_13(bench: Bench) -> tuple[list, list]:
     """Steps on one unseen scene: S-Ray fine-tuned on its 8 source and 8 fine-tuning views, Semantic-NeRF trained on them from
-    nothing. The paper's steps, scaled; 0 is S-Ray as it comes. Seconds: training alone, on the machine named below."""
+    nothing. The paper's steps, scaled; 0 is S-Ray as it comes. The seeds are those of the runs on the scene; S-Ray starts them all
+    from one training. Seconds: training alone, on the machine named below."""
     paper = {"0": (("77.22", "81.68", "88.53", "29.47"), None),
              "2k": (("92.66", "98.73", "98.73", "29.80"), ("78.32", "82.69", "85.81", "20.62")),
              "4k": (("93.40", "98.97", "98.97", "29.86"), ("86.97", "86.61", "87.48", "21.85")),
@@ -462,22 +472,16 @@ def table_13(bench: Bench) -> tuple[list, list]:
              "8k": (("94.59", "99.15", "99.15", "29.95"), ("88.78", "88.57", "89.67", "22.94")),
              "30k": (("95.10", "99.43", "99.42", "30.05"), ("91.78", "94.86", "95.78", "24.78")),
              "100k": (None, ("95.05", "98.73", "99.02", "29.97"))}
-    base, tuned, baseline, scene, _ = per_scene(bench)
-    history = {h["steps"]: h for h in json.loads((baseline / "metrics.json").read_text())["history"]}
-    rows = []
+    runs, rows, keys = [per_scene(bench, seed=seed) for seed in range(bench.args.seeds)], [], ("miou", "avg_acc", "total_acc", "psnr")
+    base, _, _, scene, _ = runs[0]
     for name, (ours_quoted, theirs_quoted) in paper.items():
-        at, cells = steps_of(name, bench), []
-        if ours_quoted:
-            run = (bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene) if at else
-                   bench.evaluated(base / "checkpoint.pt", f"eval-{scene}", "--scenes", scene))
-            seconds = run["train_seconds"] if at else 0.0
-            cells.append([f"{at} ({name})", "S-Ray", *(spread([run], key) for key in ("miou", "avg_acc", "total_acc", "psnr")),
-                          f"{seconds:.0f}", *ours_quoted])
-        if theirs_quoted:
-            run = history[at]
-            cells.append([f"{at} ({name})", "Semantic-NeRF", *(spread([run], key) for key in ("miou", "avg_acc", "total_acc", "psnr")),
-                          f"{run['train_seconds']:.0f}", *theirs_quoted])
-        rows += cells
+        at = steps_of(name, bench)
+        ours = [] if not ours_quoted else [
+            bench.evaluated(tuned / f"checkpoint_{at}.pt", f"eval-{at}", "--scenes", scene) for _, tuned, *_ in runs] if at else [
+            bench.evaluated(base / "checkpoint.pt", f"eval-{scene}", "--scenes", scene) | {"train_seconds": 0}]
+        theirs = [history(baseline)[at] for _, _, baseline, *_ in runs] if theirs_quoted else []
+        rows += [[f"{at} ({name})", method, *(spread(some, key) for key in keys), spread(some, "train_seconds", 0), *quoted]
+                 for method, some, quoted in (("S-Ray", ours, ours_quoted), ("Semantic-NeRF", theirs, theirs_quoted)) if quoted]
     names = ["mIoU", "avg acc", "total acc", "PSNR"]
     return ["steps (the paper's)", "method", *names, "seconds on the scene", *(f"paper: {n}" for n in names)], rows
 
@@ -891,7 +895,7 @@ def main() -> None:
                         "of the preset")
     parser.add_argument("--rooms", type=int, default=None, help="rooms to train on [the preset's]")
     parser.add_argument("--steps", type=int, default=None, help="training steps [the preset's]")
-    parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-4 and beyond, else 1; with --quick 1]")
+    parser.add_argument("--seeds", type=int, default=None, help="seeds of each row [3 for Tables 2-5, 13 and beyond, else 1; with --quick 1]")
     parser.add_argument("--captures", default=None, help="Table 6: folder with nerf_synthetic/ and nerf_llff_data/ [rooms in their layouts]")
     parser.add_argument("--preview", type=int, default=1, metavar="N", help="beyond: of every N-th row and column of each view alone")
     parser.add_argument("--lpips", action="store_true", help="Table 6: LPIPS too, needs requirements-lpips.txt")
@@ -906,7 +910,7 @@ def main() -> None:
     if args.preview < 1:
         raise data.DataError(f"--preview {args.preview}: must be 1 or more")
     for what in WHAT if args.what == "all" else [args.what]:
-        args.seeds = seeds or (3 if what in ("2", "3", "4", "beyond") and args.size in ("laptop", "paper") else 1)
+        args.seeds = seeds or (3 if what in ("2", "3", "4", "5", "13", "beyond") and args.size in ("laptop", "paper") else 1)
         bench = Bench(args)
         if what.startswith("figure"):
             path = write_figure(what, bench, Path(args.out))

@@ -50,9 +50,10 @@ class Recorder(tables.Bench):
                 os.link(out / "checkpoint.pt", out / f"checkpoint_{i}.pt")
         elif script == "09_semantic_nerf.py":
             at = [int(x) for x in flags[flags.index("--evaluate-at") + 1].split(",")] + [int(flags[flags.index("--steps") + 1])]
+            seed = int(flags[flags.index("--seed") + 1]) if "--seed" in flags else 0
             (out / "checkpoint.pt").write_text("")
             (out / "metrics.json").write_text(json.dumps({"history": [
-                dict(miou=n, avg_acc=n, total_acc=n, psnr=n, train_seconds=n, steps=n) for n in at]}))
+                dict(miou=n + seed, avg_acc=n, total_acc=n, psnr=n, train_seconds=n, steps=n) for n in at]}))
         elif script == "12_import.py":
             (out / "metrics.json").write_text("")
         elif "--pseudo-labels" in flags:
@@ -121,6 +122,17 @@ def test_given_weights_stand_for_the_training_with_nothing_changed(tmp_path):
     assert {script for script, _ in bench.ran} == {"08_eval.py"}
     bench.trained(tau=0.5)
     assert bench.ran[-1][0] == "07_train.py"
+
+
+def test_the_runs_on_one_scene_have_seeds_and_all_start_from_one_training(tmp_path):
+    bench = Recorder(tmp_path, seeds=3)
+    rows = {(row[0], row[1]): row for row in tables.table_13(bench)[1]}
+    assert rows["0 (0)", "S-Ray"][2] == "61.00" and rows["2 (2k)", "S-Ray"][2] == "62.00 ± 1.00"        # seeds 0, 1, 2 of 61
+    assert rows["100 (100k)", "Semantic-NeRF"][2] == "101.00 ± 1.00" and ("100 (100k)", "S-Ray") not in rows
+    rows = tables.table_5(bench)[1]
+    assert rows[0][1:4] == ["N/A", "6.00 ± 1.00", "6.00 ± 1.00"] and rows[1][1:3] == ["61.00", "62.00 ± 1.00"]         # paper's 5k: 5 steps
+    starts = [flags[flags.index("--finetune") + 1] for script, flags in bench.ran if "--finetune" in flags]
+    assert len(starts) == 6 and len(set(starts)) == 1 and len({flags[flags.index("--out") + 1] for _, flags in bench.ran}) == len(bench.ran)
 
 
 def test_seeds_give_a_mean_a_spread_and_a_paired_difference(tmp_path):
