@@ -119,17 +119,17 @@ class Layout(NamedTuple):
     real: Tensor | None   # (P, 1) which rows are no padding; None: all
 
 
-def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int) -> Layout:
+def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int, short: int = SHORT) -> Layout:
     """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences; size (N,): sequences of
-    one size become one block (of size 0: none), padded to it, but to no more than `most`."""
+    one size become one block (of size 0: none), padded to it, but to no more than `most`; up to size `short` they stand abreast."""
     first, blocks, found, padding = lengths.cumsum(0) - lengths, [], [], []
     for n in size[size > 0].unique().tolist():
         some, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
         real = within < lengths[some, None]                                   # (b, n)
         token = (first[some, None] + within).clamp_(max=len(order) - 1)       # (b, n)
-        if n <= SHORT:
+        if n <= short:
             real, token = real.T, token.T
-        blocks.append(Block(len(some), len(within), None if real.all() else real, n <= SHORT))
+        blocks.append(Block(len(some), len(within), None if real.all() else real, n <= short))
         padding.append(real.flatten())
         found.append(token.flatten())
     token, real = order[torch.cat(found)], torch.cat(padding)                 # (P,) each
@@ -170,7 +170,7 @@ def largest(p: Tensor) -> Tensor:
 
 
 class PackedAttention(torch.autograd.Function):
-    """The heads of `attention` for packed sequences on a CPU: rows asker (Q, C) ask rows y (P, C), block by block -> (C, Q).
+    """The heads of `attention` for packed sequences on a CPU: rows y (P, C) read each other, sequence by sequence -> (C, P).
 
     weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head (of all, where sequences are short),
     are computed for as many sequences as the cache holds, used and forgotten; backward computes them again, as fused kernels do.
@@ -178,17 +178,15 @@ class PackedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def tiles(heads: int, asking: list[Block], reading: list[Block], asked: list[Tensor], read: list[Tensor]):
+    def tiles(heads: int, blocks: list[Block], rows: list[Tensor]):
         """For some sequences at a time: whether they are short, which heads go together, what is added to the scores (None: nothing),
-        and what is theirs of the tensors asked (.., Q) and read (.., P): (.., b, n), short (.., n, b)."""
-        i = j = 0
-        for ask, block in zip(asking, reading):
-            b, s, t, short = block.count, ask.length, block.length, block.short
-            cut = [x[:, i:i + b * s].unflatten(1, (s, b) if short else (b, s)) for x in asked]
-            cut += [x[:, j:j + b * t].unflatten(1, (t, b) if short else (b, t)) for x in read]
-            i, j, step = i + b * s, j + b * t, max(1, TILE // (s * t * (heads if short else 1)))
+        and what is theirs of each of the tensors rows (.., P): (.., b, n), short (.., n, b)."""
+        i = 0
+        for b, n, real, short in blocks:
+            cut = [x[:, i:i + b * n].unflatten(1, (n, b) if short else (b, n)) for x in rows]
+            i, step = i + b * n, max(1, TILE // (n * n * (heads if short else 1)))
             together = [slice(None)] if short else range(heads)
-            bias = None if block.real is None else readable_keys(block.real, cut[0].dtype)        # (t, b) or (b, t)
+            bias = None if real is None else readable_keys(real, cut[0].dtype)                    # (n, b) or (b, n)
             for some in (slice(first, first + step) for first in range(0, b, step)):
                 yield (short, together, None if bias is None else bias[:, None, some] if short else bias[some, :, None],
                        [x[:, :, some] if short else x[:, some] for x in cut])
@@ -200,18 +198,12 @@ class PackedAttention(torch.autograd.Function):
         return y.view(-1, heads, len(x) // heads, *x.shape[1:])
 
     @staticmethod
-    def forward(ctx, asker: Tensor, y: Tensor, weight: Tensor, bias: Tensor, heads: int, asking: list[Block],
-                reading: list[Block]) -> Tensor:
+    def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, heads: int, blocks: list[Block]) -> Tensor:
         C = y.shape[1]
         scale = math.log2(math.e) / math.sqrt(C // heads)                     # exp2 is faster than exp
-        z, total = y.new_empty(C, len(asker)), y.new_empty(heads, len(asker))           # total: log2 of the sum of exponentials
-        for short, together, add, (asks, z_, total_, reads) in PackedAttention.tiles(
-                heads, asking, reading, [asker.T, z, total], [y.T]):
-            if asking is reading:
-                q, k, v = PackedAttention.heads(weight, bias, heads, reads)   # (A, D, t, b) or (A, D, b, t)
-            else:
-                q, = PackedAttention.heads(weight[:C], bias[:C], heads, asks)
-                k, v = PackedAttention.heads(weight[C:], bias[C:], heads, reads)
+        z, total = y.new_empty(C, len(y)), y.new_empty(heads, len(y))         # total: log2 of the sum of exponentials
+        for short, together, add, (y_, z_, total_) in PackedAttention.tiles(heads, blocks, [y.T, z, total]):
+            q, k, v = PackedAttention.heads(weight, bias, heads, y_)          # (A, D, n, b) or (A, D, b, n)
             q *= scale
             z_ = z_.unflatten(0, (heads, -1))
             for a in together:
@@ -224,18 +216,17 @@ class PackedAttention(torch.autograd.Function):
                 torch.div(mixture(v[a], p, short), some, out=z_[a])
                 total_[a] = some.log2_().view(total_[a].shape).add_(top.squeeze(1))
         ctx.save_for_backward(y, weight, bias, z, total)
-        ctx.how = heads, asking, reading, scale
+        ctx.how = heads, blocks, scale
         return z
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        """p_t (g_t - sum_u p_u g_u) for the scores, g being the gradient of p. All who are read ask (asking is reading)."""
+        """p_t (g_t - sum_u p_u g_u) for the scores, g being the gradient of p."""
         y, weight, bias, z, total = ctx.saved_tensors
-        heads, asking, reading, scale = ctx.how
+        heads, blocks, scale = ctx.how
         dy, dweight, dbias = torch.empty_like(y), torch.zeros_like(weight), torch.zeros_like(bias)
-        for short, together, add, (reads, z_, total_, g, dy_) in PackedAttention.tiles(
-                heads, asking, reading, [y.T, z, total, gradient, dy.T], []):
-            q, k, v = PackedAttention.heads(weight, bias, heads, reads)
+        for short, together, add, (y_, z_, total_, g, dy_) in PackedAttention.tiles(heads, blocks, [y.T, z, total, gradient, dy.T]):
+            q, k, v = PackedAttention.heads(weight, bias, heads, y_)
             q *= scale
             d = q.new_empty(3, *q.shape)                                      # of q, k, v
             g, z_ = g.unflatten(0, (heads, -1)), z_.unflatten(0, (heads, -1))
@@ -252,10 +243,10 @@ class PackedAttention(torch.autograd.Function):
             d[0] *= scale * math.log(2)
             d[1] *= math.log(2)
             d = d.view(len(weight), -1)                                       # (3C, tokens)
-            dweight.addmm_(d, reads.flatten(1).T)
+            dweight.addmm_(d, y_.flatten(1).T)
             dbias += d.sum(1)
             dy_.copy_((weight.T @ d).view(dy_.shape))
-        return None, dy, dweight, dbias, None, None, None
+        return dy, dweight, dbias, None, None
 
 
 class Rearrange(torch.autograd.Function):
@@ -306,22 +297,46 @@ class MultiHeadAttention(nn.Module):
 
     def packed(self, x: Tensor, layout: Layout, asking: Layout, position: Tensor | None = None,
                place: Tensor | None = None) -> Tensor:
-        """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all;
-        else without gradient) -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
+        """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all)
+        -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
         def rows(where: Layout) -> Tensor:
             """x, with its position, in that layout: (P, C)"""
             y = Rearrange.apply(x, where.token, where.row, None)
             return y if position is None else y.add_(position.index_select(0, place.index_select(0, where.token)))
         y = rows(layout)                                                      # (P, C)
-        z = self.blocks(y if asking is layout else rows(asking), y, asking.blocks, layout.blocks)
+        z = self.blocks(y, layout.blocks) if asking is layout else self.ask_some(rows(asking), y, asking.blocks, layout.blocks)
         return Rearrange.apply(z, asking.row, asking.token, asking.real)
 
-    def blocks(self, asker: Tensor, y: Tensor, asking: list[Block], reading: list[Block]) -> Tensor:
-        """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C)."""
+    def blocks(self, y: Tensor, blocks: list[Block]) -> Tensor:
+        """Rows (P, C) read each other, sequence by sequence -> (P, C)."""
         three = self.query, self.key, self.value
-        z = PackedAttention.apply(asker, y, torch.cat([f.weight for f in three]), torch.cat([f.bias for f in three]),
-                                  self.heads, asking, reading)                # (C, Q)
-        z = self.out(z.T)                                                     # (Q, C)
+        z = PackedAttention.apply(y, torch.cat([f.weight for f in three]), torch.cat([f.bias for f in three]), self.heads, blocks)
+        z = self.out(z.T)                                                     # (P, C)
+        return self.norm(y + (F.relu_(z) if self.relu else z))
+
+    def ask_some(self, asker: Tensor, y: Tensor, asking: list[Block], reading: list[Block]) -> Tensor:
+        """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C). No block is short. Where few ask many, keys and values need
+        not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo Wv) sum_t p_t y_t, products of weights made once."""
+        A, C = self.heads, y.shape[1]
+        query, key, value = (f.weight.view(A, C // A, C) for f in (self.query, self.key, self.value))
+        scale = math.log2(math.e) / math.sqrt(C // A)                         # exp2 is faster than exp
+        # a key's bias adds the same number to all scores of a query, which changes no softmax
+        q = torch.addmm(torch.einsum("ad,adj->aj", self.query.bias.view(A, -1) * scale, key).flatten(), asker,
+                        torch.einsum("adi,adj->iaj", query * scale, key).flatten(1)).view(-1, C)      # (Q A, C)
+        z, i, j = torch.empty_like(q), 0, 0
+        for ask, block in zip(asking, reading):
+            b, s, t = block.count, ask.length * A, block.length
+            q_, z_, y_ = (x[k:k + b * n].view(b, n, C) for x, k, n in ((q, i, s), (z, i, s), (y, j, t)))
+            i, j, step = i + b * s, j + b * t, max(1, TILE // (s * t))
+            bias = None if block.real is None else readable_keys(block.real, y.dtype)[..., None]  # (b, t, 1)
+            for some in (slice(first, first + step) for first in range(0, b, step)):
+                p = torch.bmm(y_[some], q_[some].transpose(1, 2))             # (b, t, s): keys before queries
+                if bias is not None:
+                    p += bias[some]
+                p.sub_(largest(p)).exp2_()
+                torch.div(torch.bmm(p.transpose(1, 2), y_[some]), p.sum(1)[..., None], out=z_[some])
+        answer = torch.einsum("cad,adj->ajc", self.out.weight.view(C, A, -1), value).reshape(-1, C)   # (A C, C)
+        z = torch.addmm(self.out(self.value.bias), z.view(-1, A * C), answer)                     # (Q, C)
         return self.norm(asker + (F.relu_(z) if self.relu else z))
 
     def maps(self, x: Tensor, mask: Tensor, position: Tensor | None = None) -> Tensor:
@@ -391,10 +406,13 @@ class CRA(nn.Module):
                 order, lengths, most = number.transpose(1, 2)[mask.transpose(1, 2)], mask.sum(1).flatten(), S
                 sequence = r * V + v
             size = padded_length(lengths, most)
-            layout = asking = lay_out(order, lengths, size, most, len(M))
-            if asked is not None:
-                number_asked = sequence[asked].bincount(minlength=len(lengths))                   # of each sequence's tokens
-                asking = lay_out(order[asked[order]], number_asked, size, most // S * keep.shape[1], len(M))
+            if asked is None:
+                layout = asking = lay_out(order, lengths, size, most, len(M))
+            else:
+                count = sequence[asked].bincount(minlength=len(lengths))      # how many of each sequence's tokens are asked
+                size *= count > 0
+                layout = lay_out(order, lengths, size, most, len(M), short=0)
+                asking = lay_out(order[asked[order]], count, size, most // S * keep.shape[1], len(M), short=0)
             M = (self.dense if self.mode == "dense" else self.L4).packed(M, layout, asking, table, place)          # M': (T, C)
         if keep is not None:
             M, mask = M.index_select(0, asked.nonzero()[:, 0]), mask.take_along_dim(keep[:, :, None], dim=1)

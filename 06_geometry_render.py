@@ -82,7 +82,7 @@ class GeometryNetwork(nn.Module):
         position = cra.sample_positions(mask.shape[1] if index is None else index, 16, M.device).to(M.dtype)
         if M.dim() == 2:                                                      # R sequences of length S
             whole, y = [cra.Block(*seen.shape, None if seen.all() else seen)], (L8 + position).flatten(0, 1)
-            L9 = self.L9.blocks(y, y, whole, whole).view(L8.shape)            # (R, S, 16)
+            L9 = self.L9.blocks(y, whole).view(L8.shape)            # (R, S, 16)
         else:
             L9 = self.L9(L8[:, :, None], seen[:, :, None], position)[:, :, 0]
         sigma = self.density(self.L11(self.L10(L9)).squeeze(-1).to(M.dtype)) * seen               # (R, S)

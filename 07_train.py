@@ -35,6 +35,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -101,6 +102,8 @@ class Config:
     keep_every: int = setting(0, "also keep a copy of the checkpoint every so many steps, checkpoint_STEP.pt [0: no copies]")
     validation: int = setting(0, "the 4 test views of so many of the training scenes stay out of training, to validate on")
     keep: int = setting(0, "in evaluation, labels come from this many samples of largest weight a ray [0: from all]")
+    coarse_stride: int = setting(1, "in evaluation, the coarse level places the samples of every n-th row and column's rays; those "
+                                 "between are interpolated")
     chunk: int = setting(0, "rays rendered at a time in evaluation [0: 16,384 samples' worth; 262,144 samples' on a GPU]")
     piece: int = setting(0, "rays that go forward and backward together in training [0: a core's share, 64 to 256; on a GPU all]")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)")
@@ -215,32 +218,52 @@ class SRay(nn.Module):
         logits = self.source_head(self.features(images))                      # (V, L, h, w), at every fourth pixel
         return encoder.upsample_onto(encoder.upsample_onto(logits, images[..., ::2, ::2]), images)
 
+    def weigh(self, level: Level, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources, colour: bool) -> tuple:
+        """A level looks at samples at depths z (R, S) -> their rendering weights (R, S), and what look() returns."""
+        c = self.config
+        packed = c.packed and z.device.type == "cpu" and not (c.bf16 or c.compile)                # no compiler's: shapes change
+        context, seen, index = level.look(origin, directions, z, sources, colour, packed)
+        far = depth_range(c, sources)[1]
+        # directions are as long as a metre of z is along the ray
+        delta = geometry.sample_lengths(z, far, directions.norm(dim=-1)) if c.use_delta else None
+        if delta is not None and sources.near_far is not None:                # in metres, were the scene's far the settings':
+            delta = delta * (c.far / far)                                     # the scene's unit does not matter
+        return geometry.rendering_weights(seen.sigma, delta), context, seen, index
+
+    def coarse_depths(self, sources: Sources, rays: int, jitter: Tensor | None, device) -> Tensor:
+        """(R, coarse) depths of the coarse samples."""
+        near, far = depth_range(self.config, sources)
+        return geometry.coarse_samples(near, far, rays, self.config.coarse, self.config.spacing, jitter, device)
+
+    def coarse_weights(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
+        """Pixels (R, 2) -> weights (R, coarse) of the coarse samples, which place the fine ones."""
+        origin, directions = data.rays(pixels, K, c2w)
+        z = self.coarse_depths(sources, len(pixels), None, pixels.device)     # (R, coarse)
+        return self.weigh(self.coarse, origin, directions, z, sources, False)[0]
+
     def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, jitter: Tensor | None = None,
-                fine_only: bool = False, keep: int = 0) -> dict[str, dict[str, Tensor]]:
+                fine_only: bool = False, keep: int = 0, placing: Tensor | None = None) -> dict[str, dict[str, Tensor]]:
         """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...}, each with pixel values
         logits (R, L), colour (R, 3), depth (R,) in metres along z, and per sample z (R, S), weights (R, S), w (R, S, V).
 
         jitter (R, coarse + fine) in [0, 1) moves the samples (training); None: fixed samples. fine_only (inference) computes
         nothing but the density of the coarse samples, which places the fine ones: colour, CRA, weight network and head are
-        left out there. keep > 0 (inference): only the `keep` samples of largest weight on each ray get logits and w.
+        left out there. keep > 0 (inference): only the `keep` samples of largest weight on each ray get logits and w. placing
+        (R, coarse): the coarse samples' weights, where they are known; then there is no "coarse".
         """
         c = self.config
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
-        length = directions.norm(dim=-1)                                      # (R,) metres of ray per metre of z
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        near, far = depth_range(c, sources)
-        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first, pixels.device)
-        packed = c.packed and z.device.type == "cpu" and not (c.bf16 or c.compile)                # nothing for a compiler: shapes change
+        z = self.coarse_depths(sources, len(pixels), first, pixels.device)    # (R, S)
         result = {}
-        for name, level, rendered in (("coarse", self.coarse, not fine_only), ("fine", self.fine, True)):
-            context, seen, index = level.look(origin, directions, z, sources, rendered, packed)
-            delta = geometry.sample_lengths(z, far, length) if c.use_delta else None
-            if delta is not None and sources.near_far is not None:            # in metres, were the scene's far the settings':
-                delta = delta * (c.far / far)                                 # the scene's unit does not matter
-            weights = geometry.rendering_weights(seen.sigma, delta)           # (R, S)
-            # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
-            depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
-            result[name] = {"depth": depth, "z": z, "weights": weights}
+        for name, level, rendered in (("coarse", self.coarse, not fine_only and placing is None), ("fine", self.fine, True)):
+            if name == "coarse" and placing is not None:
+                weights = placing
+            else:
+                weights, context, seen, index = self.weigh(level, origin, directions, z, sources, rendered)
+                # expected depth of what the ray meets; a ray that meets nothing has no depth, and gets a finite one
+                depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)     # (R,)
+                result[name] = {"depth": depth, "z": z, "weights": weights}
             if rendered:
                 top = weights.topk(keep, dim=1).indices.sort(dim=1).values if 0 < keep < z.shape[1] else None   # (R, keep)
                 logits, w = level.label(context, seen, index, top)
@@ -255,13 +278,27 @@ class SRay(nn.Module):
                      pool: ThreadPoolExecutor | None = None, stride: int = 1) -> dict[str, Tensor]:
         """A whole target image, chunk_size() rays at a time: colour (H, W, 3), logits (H, W, L), depth (H, W). A pool
         (core_pool) renders the chunks on several cores. stride n: every n-th row and column of it alone."""
+        c, grid = self.config, data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]
+
         def render_chunk(pixels: Tensor) -> dict[str, Tensor]:
             """The fine level's pixel values of some rays."""
             with torch.no_grad():                                             # grad mode belongs to a thread
-                return self(sources, pixels, K, c2w, fine_only=True, keep=self.config.keep)["fine"]
-        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]
-        chunks = grid.reshape(-1, 2).to(K.device).split(chunk_size(self.config, K.device))
-        parts = list((pool.map if pool else map)(render_chunk, chunks))
+                known = {} if weights is None else {"placing": reprojection.lookup(
+                    weights, pixels, stride * c.coarse_stride, torch.zeros(len(pixels), dtype=torch.long, device=K.device))}
+                return self(sources, pixels, K, c2w, fine_only=True, keep=c.keep, **known)["fine"]
+
+        def place_chunk(pixels: Tensor) -> Tensor:
+            """The coarse weights (R, S) of some rays."""
+            with torch.no_grad():
+                return self.coarse_weights(sources, pixels, K, c2w)
+
+        def in_chunks(job: Callable, pixels: Tensor) -> list:
+            """job of all pixels (h, w, 2), some at a time."""
+            return list((pool.map if pool else map)(job, pixels.reshape(-1, 2).to(K.device).split(chunk_size(c, K.device))))
+        weights, some = None, grid[::c.coarse_stride, ::c.coarse_stride]      # (h, w, 2) rays that the coarse level sees
+        if c.coarse_stride > 1:
+            weights = torch.cat(in_chunks(place_chunk, some)).T.view(1, -1, *some.shape[:2])      # (1, S, h, w)
+        parts = in_chunks(render_chunk, grid)
         return {key: torch.cat([p[key] for p in parts]).view(*grid.shape[:2], *parts[0][key].shape[1:])
                 for key in ("colour", "logits", "depth")}
 
@@ -705,7 +742,7 @@ def check(config: Config) -> None:
             raise data.DataError(f"--{name} {getattr(config, name)}: the encoder needs at least 32 pixels")
     if config.height * config.width > data.MAX_PIXELS:
         raise data.DataError(f"--height {config.height} --width {config.width}: more than {data.MAX_PIXELS:,} pixels")
-    for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "pool"):
+    for name in ("views", "targets", "rays", "coarse", "fine", "steps", "every", "save_every", "pool", "coarse_stride"):
         if getattr(config, name) < 1:
             raise data.DataError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     for name in ("extra_views", "keep_every", "validation", "keep", "chunk", "piece", "workers"):

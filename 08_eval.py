@@ -439,7 +439,7 @@ def fly_through(model, scene, device, path: Path, title: str, frames: int, views
     print(f"{path}: {frames} frames of {w}x{h}, {rate} a second, {len(written) / 1e6:.1f} MB")
 
 
-RESIZED = ("height", "width", "coarse", "fine", "keep", "chunk")    # what an evaluation may choose otherwise than the training did
+RESIZED = ("height", "width", "coarse", "fine", "keep", "coarse_stride", "chunk")    # what an evaluation may choose for itself
 
 
 def main() -> None:
@@ -453,7 +453,7 @@ def main() -> None:
     parser.add_argument("--cache", default="cache", help="folder for decoded frames")
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda")
     for name in RESIZED:
-        parser.add_argument(f"--{name}", type=int, default=None, help=f"{training.Config.__dataclass_fields__[name].metadata['help']} [the run's]")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=None, help=f"{training.Config.__dataclass_fields__[name].metadata['help']} [the run's]")
     parser.add_argument("--lpips", action="store_true", help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     parser.add_argument("--views", type=int, default=8, help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views")
     parser.add_argument("--preview", type=int, default=1, metavar="N", help="every N-th row and column of each view alone: figures and "

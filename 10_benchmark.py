@@ -4,7 +4,7 @@
     python 10_benchmark.py --device cuda        the same on a GPU, and 1024 rays: eager, bfloat16, compiled
     python 10_benchmark.py --curves FILE.png    how CRA and dense attention grow with rays, samples and views
     python 10_benchmark.py --tried              each means of speed by itself: with it and without
-    python 10_benchmark.py --skipping CKPT      labels from the heaviest samples alone: seconds saved, labels changed
+    python 10_benchmark.py --skipping CKPT      what --keep and --coarse-stride save, and what they change
 
 The job: 8 source views of 320x240, 512 rays, 64 + 64 samples. Every figure is measured in a fresh process of its own, so that
 peak memory is that figure's and nobody else's. How each number is made:
@@ -51,6 +51,7 @@ reprojection = import_module("03_reprojection")
 cra = import_module("04_cra")
 geometry = import_module("06_geometry_render")
 training = import_module("07_train")           # SRay, Config, training_step
+evaluation = import_module("08_eval")          # psnr
 
 STAGES = ["decode", "encoder", "reprojection", "geometry", "CRA", "weighting", "rendering"]
 
@@ -282,9 +283,10 @@ def measure_step(args, **settings) -> dict:
     return {"gflop": forward, "gflop_both": both, "seconds": seconds, "user": user, "peak": peak, "rays_per_second": job.rays / seconds}
 
 
-def measure_image(args, keep: int) -> dict:
-    """A full image from source views encoded once. keep: labels from so many samples a ray (0: from all)."""
-    job = Job(args, keep=keep)
+def measure_image(args, keep: int, coarse_stride: int = 1) -> dict:
+    """A full image from source views encoded once. keep: labels from so many samples a ray (0: from all); coarse_stride: the
+    coarse level sees every n-th row and column."""
+    job = Job(args, keep=keep, coarse_stride=coarse_stride)
     pool = training.image_pool(job.config, torch.device(args.device))
     model, K, c2w = job.model, job.target.K, job.target.c2w
     with torch.no_grad():
@@ -296,7 +298,9 @@ def measure_image(args, keep: int) -> dict:
         seconds, user = clock(draw, 3 if args.device == "cuda" else 1, args.device)
         peak = torch.cuda.max_memory_allocated() / 2 ** 20 if args.device == "cuda" else largest()
         part = job.pixels[:64]
-        gflop = count_flops(lambda: model(sources, part, K, c2w, fine_only=True, keep=keep))
+        placing = model.coarse_weights(sources, part, K, c2w)
+        gflop = count_flops(lambda: model(sources, part, K, c2w, keep=keep, placing=placing))
+        gflop += count_flops(lambda: model.coarse_weights(sources, part, K, c2w)) / coarse_stride ** 2
     return {"gflop": gflop * args.height * args.width / len(part), "seconds": seconds, "user": user, "peak": peak,
             "encode_seconds": encoding[0], "encode_user": encoding[1]}
 
@@ -406,10 +410,10 @@ def report_whole(args, machine: dict, found: dict) -> None:
     print(f"\n{'':44}{'GFLOP':>9}{'f+b':>9}{'s':>9}{'user s':>9}{'U':>9}{'MiB':>9}{'of matrix rate':>15}")
     found["step"] = fresh(args, "step")
     report_row(f"training step, {args.rays} rays", found["step"], machine)
-    for keep in (0, 8):
-        found[f"image_keep_{keep}"] = fresh(args, "image", keep)
-        report_row(f"image {args.width}x{args.height}, " + ("in full" if not keep else f"labels from {keep} samples a ray"),
-                   found[f"image_keep_{keep}"], machine)
+    for key, name, settings in (("image_keep_0", "in full", (0,)), ("image_keep_8", "labels from 8 samples a ray", (8,)),
+                                ("image_keep_8_stride_4", "the same, coarse level at 1/4 x 1/4", (8, 4))):
+        found[key] = fresh(args, "image", *settings)
+        report_row(f"image {args.width}x{args.height}, {name}", found[key], machine)
     if args.device == "cuda":
         for height, width in ((240, 320), (480, 640)):
             size_args = argparse.Namespace(**{**vars(args), "height": height, "width": width, "rays": 1024})
@@ -442,34 +446,45 @@ def report_tensor(args, machine: dict, found: dict) -> None:
 # ---------------------------------------------------------------------------------------------------- what skipping costs
 
 def skipping(args, checkpoint: str) -> dict:
-    """A test view of each of a run's unseen scenes, labels from all fine samples and from the `keep` heaviest of each ray: seconds,
-    labels that change, accuracy. Colour and depth are the same, bit for bit: they never skip."""
+    """A test view of each of a run's unseen scenes (the first --scenes of them), in full and with what skipping leaves: labels from
+    the `keep` heaviest samples of each ray, the coarse level at every `coarse_stride`-th row and column. Seconds, labels that
+    change, total accuracy, PSNR, and how far colour and depth are from the whole computation's. keep alone changes neither."""
     model, state = training.load_checkpoint(checkpoint)
     config, run = model.config, state["run"]
     model.to(args.device).eval()
     pool = training.image_pool(config, torch.device(args.device))
-    rows: dict = {keep: {"seconds": 0.0, "changed": 0.0, "accuracy": 0.0} for keep in (0, 16, 8, 4) if keep < config.fine}
-    scenes = [data.Scene(Path(run["root"]) / name, config.height, config.width) for name in run["test"]]
+    rows: dict = {(keep, stride): dict.fromkeys(("seconds", "changed", "accuracy", "psnr", "colour", "depth"), 0.0)
+                  for keep, stride in ((0, 1), (16, 1), (8, 1), (4, 1), (8, 2), (8, 4), (8, 8)) if keep < config.fine}
+    root, names = Path(run["root"]), run["test"][:args.scenes]
+    if run["data"] == "rooms" and not all((root / name / "color").is_dir() for name in names):    # weights trained elsewhere
+        root = data.find_dataset("rooms", str(root) if root.is_dir() else None, 0, len(run["test"])).root
+    scenes = [data.Scene(root / name, config.height, config.width) for name in names]
     for scene in scenes:
         source, _, test = data.protocol(scene)
         truth = scene.views(test[:1]).to(args.device)[0]
+        picture, known = truth.images.permute(1, 2, 0), truth.labels >= 0
         with torch.no_grad():
             sources = model.encode(scene.views(source).to(args.device))
         full = None
-        for keep, row in rows.items():
-            config.keep = keep
+        for (keep, stride), row in rows.items():
+            config.keep, config.coarse_stride = keep, stride
             start = time.perf_counter()
             got = model.render_image(sources, truth.K, truth.c2w, config.height, config.width, pool)
-            labels = got["logits"].argmax(-1)                                 # (H, W)
             row["seconds"] += (time.perf_counter() - start) / len(scenes)
-            full = labels if full is None else full
-            row["changed"] += 100 * float((labels != full).float().mean()) / len(scenes)
-            row["accuracy"] += 100 * float((labels == truth.labels)[truth.labels >= 0].float().mean()) / len(scenes)
-    print(f"\n{checkpoint}, {len(scenes)} test views of {config.width}x{config.height}, {config.fine} fine samples")
-    print(f"{'labels from':>14}{'s an image':>12}{'labels changed':>16}{'total acc':>11}")
-    for keep, row in rows.items():
-        print(f"{keep or 'all':>14}{row['seconds']:>12.2f}{row['changed']:>15.2f}%{row['accuracy']:>10.2f}%")
-    return rows
+            full, labels = full or got, got["logits"].argmax(-1)              # (H, W)
+            for key, value in (("changed", 100 * (labels != full["logits"].argmax(-1)).float().mean()),
+                               ("accuracy", 100 * (labels == truth.labels)[known].float().mean()),
+                               ("psnr", evaluation.psnr(got["colour"], picture)),
+                               ("colour", 255 * (got["colour"] - full["colour"]).abs().mean()),
+                               ("depth", 100 * (got["depth"] / full["depth"] - 1).abs().mean())):
+                row[key] += float(value) / len(scenes)
+    print(f"\n{checkpoint}, {len(scenes)} test views of {config.width}x{config.height}, {config.fine} fine samples; colour of 0 .. 255")
+    print(f"{'labels from':>12}{'coarse at':>11}{'an image':>11}{'labels changed':>16}{'total acc':>11}{'PSNR':>8}{'colour changed by':>19}"
+          f"{'depth by':>10}")
+    for (keep, stride), row in rows.items():
+        print(f"{keep or 'all':>12}{'all' if stride == 1 else f'1/{stride} x 1/{stride}':>11}{row['seconds']:>9.2f} s{row['changed']:>15.2f}%"
+              f"{row['accuracy']:>10.2f}%{row['psnr']:>8.2f}{row['colour']:>19.3f}{row['depth']:>9.2f}%")
+    return {f"keep {keep}, coarse stride {stride}": row for (keep, stride), row in rows.items()}
 
 
 # ---------------------------------------------------------------------------------------------------- how the cost grows
@@ -527,7 +542,7 @@ def measure_tried(args, name: str) -> dict:
         module, b = cra.MultiHeadAttention(32, relu=True), max(1, R * S * V // length)
         x, keys = torch.randn(b, length, 1, 32, requires_grad=True), torch.ones(b, length, 1, dtype=torch.bool)
         y, whole = x.detach().view(-1, 32).requires_grad_(), [cra.Block(b, length, None, length <= cra.SHORT)]
-        pair = [both(lambda x: module(x, keys), x), both(lambda y: module.blocks(y, y, whole, whole), y)]
+        pair = [both(lambda x: module(x, keys), x), both(lambda y: module.blocks(y, whole), y)]
     elif name == "ELU":
         x = torch.randn(R * S * V, 32, requires_grad=True)
         pair = [both(nn.ELU(), x), both(encoder.ELU(), x)]
@@ -627,7 +642,9 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--curves", metavar="FILE.png", help="measure and draw how attention's cost grows, and nothing else")
     parser.add_argument("--tried", action="store_true", help="measure each means of speed by itself, and nothing else")
-    parser.add_argument("--skipping", metavar="CKPT", help="what --keep saves and changes for these weights, and nothing else")
+    parser.add_argument("--skipping", metavar="CKPT", help="what --keep and --coarse-stride save and change for these weights, and "
+                        "nothing else")
+    parser.add_argument("--scenes", type=int, default=None, metavar="N", help="--skipping: of so many of their unseen scenes [all]")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     training.pick_device(args.device)                                         # complains where there is no GPU

@@ -339,8 +339,10 @@ def test_packed_tokens_are_refined_as_the_definition_says_in_value_and_gradient(
         torch.testing.assert_close(packed, dense)
 
 
+@pytest.mark.parametrize("tile", [1, 2000, 2 ** 18])
 @pytest.mark.parametrize("mode", MODES)
-def test_packed_tokens_of_some_samples_are_those_of_the_definition(branch, mode):
+def test_packed_tokens_of_some_samples_are_those_of_the_definition(branch, mode, tile, monkeypatch):
+    monkeypatch.setattr(cra, "TILE", tile)
     R, S, V = 4, 21, 9
     net, M, mask = module(mode), normal(R, S, V, C), ragged(R, S, V)
     keep = torch.stack([torch.randperm(S, generator=torch.Generator().manual_seed(r))[:6].sort().values for r in range(R)])
@@ -390,7 +392,7 @@ def test_packed_attention_is_the_definition_in_value_and_gradient_whatever_the_t
         keys[:2] = True                                                                # the first block has no padding
         if packed:
             y = torch.cat([order(leaf[:2]).reshape(-1, C), order(leaf[2:]).reshape(-1, C)])
-            first, second = net.blocks(y, y, blocks, blocks).split([2 * n, (b - 2) * n])
+            first, second = net.blocks(y, blocks).split([2 * n, (b - 2) * n])
             shape = lambda t, count: order(t.view(*((n, count) if short else (count, n)), C))
             out = torch.cat([shape(first, 2), shape(second, b - 2)])
         else:
@@ -405,7 +407,7 @@ def test_packed_attention_survives_scores_of_any_size():
     net, x = cra.MultiHeadAttention(C), 1e3 * normal(3, 20, C).float()
     for short in (True, False):
         y, blocks = x.reshape(-1, C).requires_grad_(), [cra.Block(3, 20, None) if not short else cra.Block(20, 3, None, True)]
-        out = net.blocks(y, y, blocks, blocks)
+        out = net.blocks(y, blocks)
         out.sum().backward()
         assert torch.isfinite(out).all() and torch.isfinite(y.grad).all()
 

@@ -118,6 +118,35 @@ def test_keeping_some_samples_leaves_their_logits_and_drops_only_the_weight_of_t
     assert c["w"].shape[1] == 2 and ((a["logits"] - c["logits"]).abs().amax(1) <= lost * every.abs().max() * 3 + 1e-5).all()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_with_a_coarse_stride_pixels_between_take_their_samples_from_their_neighbours(scene, stride, monkeypatch):
+    """Pixels of the grid the coarse level sees are those of the whole computation; one between two of them is what the mean of
+    their coarse weights makes of it. stride: of the picture, as in a preview."""
+    # chunk: so that a chunk's pixels lie in several rows
+    model, views, target = make_model(replace(SMALL, chunk=100)), scene.views([9, 10, 12]), scene.views([11])[0]
+    K, c2w, (H, W), rays, near = target.K, target.c2w, target.depth.shape, [], {"rtol": 1e-3, "atol": 1e-4}
+    with torch.no_grad():
+        model.coarse.geometry.L11.weight *= 30                               # so that neighbours' samples differ clearly
+        sources = model.encode(views)
+        whole = model.render_image(sources, K, c2w, H, W, stride=stride)
+        coarse = model.coarse.look
+        monkeypatch.setattr(model.coarse, "look", lambda origin, directions, *rest: rays.append(len(directions)) or
+                            coarse(origin, directions, *rest))
+        model.config.coarse_stride = 3
+        some = model.render_image(sources, K, c2w, H, W, stride=stride)
+        h, w = whole["depth"].shape
+        assert sum(rays) == -(-h // 3) * -(-w // 3)
+        for key in whole:
+            torch.testing.assert_close(some[key][::3, ::3], whole[key][::3, ::3], **near)
+        assert (some["depth"] - whole["depth"]).abs().max() > 0.05
+        pixels = stride * torch.tensor([[3.0, 6.0], [6.0, 6.0], [4.0, 6.0]])
+        weights = model.coarse_weights(sources, pixels, K, c2w)
+        between = model(sources, pixels[2:], K, c2w, placing=(2 * weights[:1] + weights[1:2]) / 3)
+    assert "coarse" not in between
+    for key in whole:
+        torch.testing.assert_close(some[key][6, 4], between["fine"][key][0], **near)
+
+
 def test_the_semantic_loss_alone_moves_the_density(scene):
     model, views, target = make_model(), scene.views([9, 10, 12]), scene.views([11])[0]
     out = model(model.encode(views), some_pixels(), target.K, target.c2w)

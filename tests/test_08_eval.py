@@ -181,6 +181,15 @@ def test_the_target_truth_does_not_reach_the_model(work):
     assert after["images"][0]["psnr"] != before["images"][0]["psnr"] and after["images"][1]["psnr"] == before["images"][1]["psnr"]
 
 
+def test_a_coarse_stride_is_an_evaluations_own_choice(work):
+    found, whole = evaluate(work, "--out", "out", "--coarse-stride", 2), evaluate(work, "--out", "out")
+    assert np.sum(found["confusion"]) == np.sum(whole["confusion"]) and found["psnr"] != whole["psnr"]
+    assert found["psnr"] == pytest.approx(whole["psnr"], abs=1)
+    done = subprocess.run([sys.executable, str(ROOT / "08_eval.py"), "--checkpoint", "run/checkpoint.pt", "--coarse-stride", "0"], cwd=work,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "--coarse-stride 0" in done.stderr
+
+
 def test_a_preview_is_every_nth_pixel_of_the_whole_picture(work):
     whole, part = evaluate(work, "--out", "out"), evaluate(work, "--out", "out", "--preview", 4)
     assert part["preview"] == 4 and np.sum(part["confusion"]) <= 4 * 12 * 16 < np.sum(whole["confusion"])

@@ -66,7 +66,7 @@ def test_the_real_command_measures_in_fresh_processes_and_writes_json(tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["machine"]["U"] > 0 and found["machine"]["copy_gbs"] > 0
     assert found["whole"]["step"]["U"] == pytest.approx(found["whole"]["step"]["user"] / found["whole"]["step"]["unit"])
-    assert set(found["whole"]) == {"step", "image_keep_0", "image_keep_8"} and found["whole"]["step"]["peak"] > 100
+    assert set(found["whole"]) == {"step", "image_keep_0", "image_keep_8", "image_keep_8_stride_4"} and found["whole"]["step"]["peak"] > 100
     for name in ("training step, 8 rays", "image 64x48, in full"):
         assert name in done.stdout
 
@@ -102,6 +102,28 @@ def test_each_means_of_speed_has_a_pair(in_this_process):
         if name != "torch.compile":                                           # a minute, and a compiler
             found = benchmark.measure_tried(SMALL, name)
             assert found["without"] > 0 and found["with"] > 0, name
+
+
+def test_skipping_is_compared_with_the_whole_computation(tmp_path):
+    training = benchmark.training
+    benchmark.data.rooms.make_rooms(tmp_path, [9000, 9001], frames=24, width=64, height=48, workers=1)
+    model = training.SRay(training.Config(height=48, width=64, coarse=8, fine=17, views=4))
+    run = {"train": [], "test": ["room9000_00", "room9001_00"], "root": str(tmp_path), "data": "rooms", "seconds": 1.0}
+    training.save_checkpoint(tmp_path / "some.pt", model, torch.optim.Adam(model.parameters()), 7, run)
+    rows = benchmark.skipping(argparse.Namespace(device="cpu", scenes=1), str(tmp_path / "some.pt"))
+    whole, kept, strided = (rows[f"keep {keep}, coarse stride {n}"] for keep, n in ((0, 1), (8, 1), (8, 4)))
+    assert whole["changed"] == whole["colour"] == whole["depth"] == 0 and whole["psnr"] > 5 and 0 <= whole["accuracy"] <= 100
+    assert kept["colour"] == kept["depth"] == 0 and kept["psnr"] == whole["psnr"]
+    assert strided["colour"] > 0 and strided["depth"] > 0 and all(row["seconds"] > 0 for row in rows.values())
+
+
+def test_an_image_whose_coarse_level_is_strided_takes_fewer_operations(in_this_process):
+    whole, strided = (benchmark.measure_image(SMALL, 2, stride)["gflop"] for stride in (1, 2))
+    job = benchmark.Job(SMALL, keep=2)
+    with torch.no_grad():
+        sources = job.model.encode(job.sources)
+        coarse = benchmark.count_flops(lambda: job.model.coarse_weights(sources, job.pixels[:64], job.target.K, job.target.c2w))
+    assert whole - strided == pytest.approx(0.75 * coarse * 48 * 64 / len(job.pixels[:64]), rel=1e-6)
 
 
 def test_the_curves_are_drawn_from_measurements(in_this_process, tmp_path):
