@@ -63,10 +63,10 @@ class Config:
     lr_final: float = setting(5e-5, "and its last (exponential in between)")
     chunk: int = setting(1024, "rays rendered at a time in evaluation")
     keep: int = setting(0, "unused here: labels always come from all samples")
-    coarse_stride: int = setting(1, "unused here: the coarse level places every ray's samples")
     seed: int = setting(0, "seed of weights and of every random draw")
     device: str = setting("auto", "auto | cpu | cuda")
     workers: int = setting(0, "threads that share an image's chunks and the CPU's cores [0: as many as help]")
+    coarse_stride = 1                         # no setting here: the coarse level places every ray's samples
 
 
 PRESETS = {   # what differs from the originals' sizes
