@@ -414,6 +414,10 @@ def report_whole(args, machine: dict, found: dict) -> None:
                                 ("image_keep_8_stride_4", "the same, coarse level at 1/4 x 1/4", (8, 4))):
         found[key] = fresh(args, "image", *settings)
         report_row(f"image {args.width}x{args.height}, {name}", found[key], machine)
+    if args.device == "cpu":                                                  # what a GPU holds in memory, in float32
+        large = argparse.Namespace(**{**vars(args), "height": 2 * args.height, "width": 2 * args.width, "rays": 2 * args.rays, "repeats": 1})
+        found["step_in_one_piece"] = fresh(large, "step", {"packed": False, "piece": large.rays, "workers": 1})
+        report_row(f"step, {large.rays} rays, {large.width}x{large.height}, in one piece", found["step_in_one_piece"], machine)
     if args.device == "cuda":
         for height, width in ((240, 320), (480, 640)):
             size_args = argparse.Namespace(**{**vars(args), "height": height, "width": width, "rays": 1024})
