@@ -297,8 +297,8 @@ class MultiHeadAttention(nn.Module):
 
     def packed(self, x: Tensor, layout: Layout, asking: Layout, position: Tensor | None = None,
                place: Tensor | None = None) -> Tensor:
-        """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all)
-        -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
+        """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all;
+        else without gradient) -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
         def rows(where: Layout) -> Tensor:
             """x, with its position, in that layout: (P, C)"""
             y = Rearrange.apply(x, where.token, where.row, None)
@@ -315,8 +315,9 @@ class MultiHeadAttention(nn.Module):
         return self.norm(y + (F.relu_(z) if self.relu else z))
 
     def ask_some(self, asker: Tensor, y: Tensor, asking: list[Block], reading: list[Block]) -> Tensor:
-        """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C). No block is short. Where few ask many, keys and values need
-        not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo Wv) sum_t p_t y_t, products of weights made once."""
+        """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C), without gradient; no block is short. Where few ask many, keys
+        and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo Wv) sum_t p_t y_t, and such products
+        of weights are made once."""
         A, C = self.heads, y.shape[1]
         query, key, value = (f.weight.view(A, C // A, C) for f in (self.query, self.key, self.value))
         scale = math.log2(math.e) / math.sqrt(C // A)                         # exp2 is faster than exp
