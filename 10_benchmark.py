@@ -284,9 +284,10 @@ def measure_step(args, **settings) -> dict:
 
 
 def measure_image(args, keep: int, coarse_stride: int = 1) -> dict:
-    """A full image from source views encoded once. keep: labels from so many samples a ray (0: from all); coarse_stride: the
-    coarse level sees every n-th row and column."""
+    """A full image from source views encoded once, by weights/sray_rooms.pt (which samples weigh nothing, training decides). keep:
+    labels from so many samples a ray (0: from all); coarse_stride: the coarse level sees every n-th row and column."""
     job = Job(args, keep=keep, coarse_stride=coarse_stride)
+    job.model.load_state_dict(training.load_checkpoint(Path(__file__).parent / "weights" / "sray_rooms.pt")[0].state_dict())
     pool = training.image_pool(job.config, torch.device(args.device))
     model, K, c2w = job.model, job.target.K, job.target.c2w
     with torch.no_grad():
