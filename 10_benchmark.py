@@ -26,6 +26,7 @@ Test: pytest tests/test_10_benchmark.py
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import platform
@@ -43,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 data = import_module("01_data")                # example_views, Scene
@@ -559,6 +561,20 @@ def measure_tried(args, name: str) -> dict:
         grid = (pixels / torch.tensor([160.0, 120.0]) - 1).permute(2, 0, 1, 3)                   # (V, R, S, 2)
         sample = lambda maps: F.grid_sample(maps, grid, align_corners=True).permute(2, 3, 0, 1).contiguous()
         pair = [both(sample, maps), both(lambda maps: reprojection.lookup(maps, pixels, 4), maps)]
+    elif name == "projection":
+        points, cameras = torch.rand(R, S, 3) * 4 - 2, data.example_views(args.height, args.width, V)[:V]
+        one_by_one = lambda points: [data.project(points, K[None], c2w[None]) for K, c2w in zip(cameras.K, cameras.c2w)]
+        pair = [lambda: draw(one_by_one, points), lambda: draw(data.project, points, cameras.K, cameras.c2w)]
+    elif name == "one lookup":
+        maps, images = torch.randn(V, 32, args.height // 4, args.width // 4, requires_grad=True), torch.rand(V, 3, args.height, args.width)
+        pixels = torch.rand(R, S, V, 2) * torch.tensor([args.width - 1.0, args.height - 1.0])
+        large = lambda maps: torch.cat([F.interpolate(maps, images.shape[-2:], mode="bilinear"), images], dim=1)      # (V, 35, H, W)
+        pair = [both(lambda maps: torch.cat([reprojection.lookup(maps, pixels, 4), reprojection.lookup(images, pixels, 1)], dim=-1), maps),
+                both(lambda maps: reprojection.lookup(large(maps), pixels, 1), maps)]
+    elif name == "view-major":
+        module, x, keys = cra.MultiHeadAttention(32, relu=True), torch.randn(R, S, V, 32, requires_grad=True), torch.rand(R, S, V) < 0.7
+        copied = lambda x: module(x.transpose(1, 2).reshape(R * V, S, 1, 32), keys.transpose(1, 2).reshape(R * V, S, 1))
+        pair = [both(lambda x: module(x, keys), x), both(lambda x: copied(x).view(R, V, S, 32).transpose(1, 2).contiguous(), x)]
     elif name == "semantic ray":
         w = torch.rand(R, S, V, requires_grad=True)
         pair = [both(lambda w, M: torch.einsum("rsv,rsvc->rsc", w, M), w, M),
@@ -574,6 +590,9 @@ def measure_tried(args, name: str) -> dict:
         job = Job(args, piece=128 if name == "pieces" else 0)
         other = Job(args, piece=args.rays if name == "pieces" else 0, bf16=name == "bfloat16", compile=name == "torch.compile",
                     packed=not name.startswith("packed"))
+        if name == "checkpointing":
+            for level in (other.model.coarse, other.model.fine):
+                level.label = functools.partial(checkpoint, level.label, use_reentrant=False)
         step = lambda j: (lambda: training.training_step(j.model, [j.batch], 0))
         if name == "packed image":
             with torch.no_grad():
@@ -601,12 +620,16 @@ TRIED = {
     "ELU": "ELU by exp2 (02), against nn.ELU",
     "lookup": "feature lookup by rows (03), against grid_sample",
     "semantic ray": "semantic ray as a sum, against einsum's tiny products",
+    "projection": "all views projected in one product (01), against one after the other",
+    "one lookup": "features and colours by one lookup, the features' maps enlarged for it (not used)",
+    "view-major": "intra-view attention on a copy with the samples side by side (not used), against M as it is",
     "norm": "group norm with a channel a group (02), against instance norm",
     "channels last": "encoder in channels-last memory (not used)",
     "packed": "a whole step on valid tokens alone (--packed), against all tokens",
     "packed image": "rendering these rays, the same",
     "flush": "a whole step with denormal numbers flushed to zero (07)",
     "pieces": "a whole step in pieces of 128 rays (07), against one piece",
+    "checkpointing": "a whole step with attention and weighting computed again in backward (not used)",
     "bfloat16": "a whole step with --bf16 true",
     "torch.compile": "a whole step with --compile true",
 }
