@@ -66,7 +66,8 @@ def test_the_real_command_measures_in_fresh_processes_and_writes_json(tmp_path):
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["machine"]["U"] > 0 and found["machine"]["copy_gbs"] > 0
     assert found["whole"]["step"]["U"] == pytest.approx(found["whole"]["step"]["user"] / found["whole"]["step"]["unit"])
-    assert set(found["whole"]) == {"step", "image_keep_0", "image_keep_8", "image_keep_8_stride_4", "step_in_one_piece"} and found["whole"]["step"]["peak"] > 100
+    assert set(found["whole"]) == {"step", "image_keep_0", "image_keep_8", "image_keep_8_stride_4", "step_in_one_piece"}
+    assert found["whole"]["step"]["peak"] > 100
     for name in ("training step, 8 rays", "image 64x48, in full"):
         assert name in done.stdout
 
