@@ -45,25 +45,27 @@ def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
     """
     if not 0 < tau <= 1:
         raise ValueError(f"tau must be in (0, 1], not {tau}")
-    m = mask.sum(-1, keepdim=True).clamp(min=1).to(scores.dtype)              # (..., 1) valid views
-    low, high = tau / m, 1 / (tau * m)                                        # (..., 1) feasible for every m >= 1
+    # the views' axis goes first: whatever is done to a view is done to all samples at once, in one stride
+    scores, mask = scores.movedim(-1, 0).contiguous(), mask.movedim(-1, 0).contiguous()          # (V, ...)
+    valid = mask.to(scores.dtype)
+    m = valid.sum(0).clamp(min=1)                                             # (...) valid views
+    low, high = tau / m, 1 / (tau * m)                                        # (...) feasible for every m >= 1
     with torch.no_grad():
         y = scores.detach()
-        bends = torch.cat([y - low, y - high], dim=-1)                        # (..., 2V) shifts where a view meets a bound
-        w = (y[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])           # (..., 2V, V)
-        total = (w * mask[..., None, :]).sum(-1)                              # (..., 2V) falls as the shift grows
-        both = torch.cat([mask, mask], dim=-1)                                # a masked view's bends do not count
-        left = bends.masked_fill(~both | (total < 1), -torch.inf).amax(-1, keepdim=True)          # last bend with sum >= 1
-        right = bends.masked_fill(~both | (total >= 1), torch.inf).amin(-1, keepdim=True)         # first bend with sum < 1
+        bends = torch.cat([y - low, y - high])                                # (2V, ...) shifts where a view meets a bound
+        total = torch.zeros_like(bends)                                       # (2V, ...) falls as the shift grows
+        for view, counts in zip(y, valid):
+            total.addcmul_((view - bends).clamp_(low, high), counts)
+        both, over = torch.cat([mask, mask]), total >= 1                      # a masked view's bends do not count
+        left = torch.where(both & over, bends, -torch.inf).amax(0)            # (...) last bend with sum >= 1
+        right = torch.where(both & ~over, bends, torch.inf).amin(0)           # (...) first bend with sum < 1
         middle = torch.where(left.isfinite() & right.isfinite(), (left + right) / 2, torch.where(left.isfinite(), left, right))
         at_high = (y - middle >= high) & mask
         at_low = (y - middle <= low) & mask & ~at_high                        # tau = 1: both bounds are 1/m, count one
-        free = mask & ~at_high & ~at_low                                      # (..., V) views strictly between the bounds
-    count = free.sum(-1, keepdim=True)
-    rest = 1 - (at_high * high + at_low * low).sum(-1, keepdim=True)          # what the free views share
-    shift = ((scores * free).sum(-1, keepdim=True) - rest) / count.clamp(min=1)
-    w = torch.where(free, (scores - shift).clamp(low, high), at_high * high + at_low * low)
-    return w * mask
+        free = mask & ~at_high & ~at_low                                      # (V, ...) views strictly between the bounds
+        bound = torch.where(at_high, high, torch.where(at_low, low, 0))       # (V, ...) what the others have
+    shift = ((scores * free).sum(0) - (1 - bound.sum(0))) / free.sum(0).clamp(min=1)              # the free share the rest
+    return torch.where(free, (scores - shift).clamp(low, high), bound).movedim(0, -1)
 
 
 def view_weights(sigmoids: Tensor, mask: Tensor, tau: float) -> Tensor:
