@@ -115,24 +115,28 @@ class Layout(NamedTuple):
     """Where T tokens stand when their sequences are sorted into blocks: P rows, one block after the other."""
     blocks: list[Block]
     token: Tensor         # (P,) which token each row is; a row of padding repeats some token
-    row: Tensor           # (T,) in which row each token is, if it is in any
+    row: Tensor | None    # (T,) in which row each token is, if it is in any
     real: Tensor | None   # (P, 1) which rows are no padding; None: all
 
 
 def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int, short: int = SHORT) -> Layout:
-    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences; size (N,): sequences of
-    one size become one block (of size 0: none), padded to it, but to no more than `most`; up to size `short` they stand abreast."""
+    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1 (tokens 0: rows are not looked for); lengths (N,) of the
+    sequences; size (N,): sequences of one size become a block (of size 0: none), padded to it, but to no more than `most`; up to
+    size `short` they stand abreast, in blocks of a cacheful."""
     first, blocks, found, padding = lengths.cumsum(0) - lengths, [], [], []
     for n in size[size > 0].unique().tolist():
-        some, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
-        real = within < lengths[some, None]                                   # (b, n)
-        token = (first[some, None] + within).clamp_(max=len(order) - 1)       # (b, n)
-        if n <= short:
-            real, token = real.T, token.T
-        blocks.append(Block(len(some), len(within), None if real.all() else real, n <= short))
-        padding.append(real.flatten())
-        found.append(token.flatten())
+        same, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
+        for some in same.split(max(1, TILE // (8 * n * n)) if n <= short else len(same)):
+            real = within < lengths[some, None]                               # (b, n)
+            token = (first[some, None] + within).clamp_(max=len(order) - 1)   # (b, n)
+            if n <= short:
+                real, token = real.T, token.T
+            blocks.append(Block(len(some), len(within), None if real.all() else real, n <= short))
+            padding.append(real.flatten())
+            found.append(token.flatten())
     token, real = order[torch.cat(found)], torch.cat(padding)                 # (P,) each
+    if not tokens:
+        return Layout(blocks, token, None, None)
     row = torch.zeros(tokens, dtype=torch.long)
     if all(block.real is None for block in blocks):
         row[token], real = torch.arange(len(token)), None
@@ -184,12 +188,13 @@ class PackedAttention(torch.autograd.Function):
         i = 0
         for b, n, real, short in blocks:
             cut = [x[:, i:i + b * n].unflatten(1, (n, b) if short else (b, n)) for x in rows]
-            i, step = i + b * n, max(1, TILE // (n * n * (heads if short else 1)))
-            together = [slice(None)] if short else range(heads)
+            i, step = i + b * n, max(1, TILE // (n * n))
             bias = None if real is None else readable_keys(real, cut[0].dtype)                    # (n, b) or (b, n)
+            if short:
+                yield short, [slice(None)], None if bias is None else bias[:, None], cut
+                continue
             for some in (slice(first, first + step) for first in range(0, b, step)):
-                yield (short, together, None if bias is None else bias[:, None, some] if short else bias[some, :, None],
-                       [x[:, :, some] if short else x[:, some] for x in cut])
+                yield short, range(heads), None if bias is None else bias[some, :, None], [x[:, some] for x in cut]
 
     @staticmethod
     def heads(weight: Tensor, bias: Tensor, heads: int, x: Tensor) -> Tensor:
@@ -201,7 +206,7 @@ class PackedAttention(torch.autograd.Function):
     def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, heads: int, blocks: list[Block]) -> Tensor:
         C = y.shape[1]
         scale = math.log2(math.e) / math.sqrt(C // heads)                     # exp2 is faster than exp
-        z, total = y.new_empty(C, len(y)), y.new_empty(heads, len(y))         # total: log2 of the sum of exponentials
+        z, total = y.new_empty(C, len(y)), y.new_empty(heads, len(y))         # total: log2 of the sum of exponentials, for backward
         for short, together, add, (y_, z_, total_) in PackedAttention.tiles(heads, blocks, [y.T, z, total]):
             q, k, v = PackedAttention.heads(weight, bias, heads, y_)          # (A, D, n, b) or (A, D, b, n)
             q *= scale
@@ -214,7 +219,8 @@ class PackedAttention(torch.autograd.Function):
                 p.sub_(top).exp2_()
                 some = p.sum(1, keepdim=short)                                # (b, s) or (A, 1, s, b)
                 torch.div(mixture(v[a], p, short), some, out=z_[a])
-                total_[a] = some.log2_().view(total_[a].shape).add_(top.squeeze(1))
+                if any(ctx.needs_input_grad):
+                    total_[a] = some.log2_().view(total_[a].shape).add_(top.squeeze(1))
         ctx.save_for_backward(y, weight, bias, z, total)
         ctx.how = heads, blocks, scale
         return z
@@ -228,7 +234,7 @@ class PackedAttention(torch.autograd.Function):
         for short, together, add, (y_, z_, total_, g, dy_) in PackedAttention.tiles(heads, blocks, [y.T, z, total, gradient, dy.T]):
             q, k, v = PackedAttention.heads(weight, bias, heads, y_)
             q *= scale
-            d = q.new_empty(3, *q.shape)                                      # of q, k, v
+            d, g = q.new_empty(3, *q.shape), g.contiguous()                   # d: of q, k, v
             g, z_ = g.unflatten(0, (heads, -1)), z_.unflatten(0, (heads, -1))
             delta = (g * z_).sum(1)                                           # (A, b, s) or (A, s, b)
             for a in together:
@@ -245,7 +251,7 @@ class PackedAttention(torch.autograd.Function):
             d = d.view(len(weight), -1)                                       # (3C, tokens)
             dweight.addmm_(d, y_.flatten(1).T)
             dbias += d.sum(1)
-            dy_.copy_((weight.T @ d).view(dy_.shape))
+            torch.mm(d.T, weight, out=dy_.flatten(1).T)                       # the rows themselves
         return dy, dweight, dbias, None, None
 
 
@@ -412,7 +418,7 @@ class CRA(nn.Module):
             else:
                 count = sequence[asked].bincount(minlength=len(lengths))      # how many of each sequence's tokens are asked
                 size *= count > 0
-                layout = lay_out(order, lengths, size, most, len(M), short=0)
+                layout = lay_out(order, lengths, size, most, 0, short=0)
                 asking = lay_out(order[asked[order]], count, size, most // S * keep.shape[1], len(M), short=0)
             M = (self.dense if self.mode == "dense" else self.L4).packed(M, layout, asking, table, place)          # M': (T, C)
         if keep is not None:
