@@ -31,9 +31,9 @@ encoder = import_module("02_encoder")        # STRIDE, CHANNELS: what a feature 
 
 
 class Context(NamedTuple):
-    """The initial 3D contextual space M and what was looked up with it. Packed: M and differences of the valid tokens alone."""
+    """The initial 3D contextual space M and what was looked up with it. Packed: all but the mask of the valid tokens alone."""
     M: Tensor             # (.., C)       features + direction embedding, 0 where the mask is false
-    colours: Tensor | None   # (R, S, V, 3)  source colours in [0, 1], 0 where the mask is false; None if not asked for
+    colours: Tensor | None   # (.., 3)    source colours in [0, 1], 0 where the mask is false; None if not asked for
     differences: Tensor   # (.., 4)       direction differences
     mask: Tensor          # (R, S, V)     bool: in front of the camera and inside its image
 
@@ -44,15 +44,14 @@ def lookup(maps: Tensor, pixels: Tensor, stride: int, view: Tensor | None = None
     reaches the pixels."""
     V, C, h, w = maps.shape
     if view is not None or maps.device.type == "cpu" and C >= 16:             # wide maps: `Gather` is the faster way
-        view = torch.arange(V) if view is None else view                      # (V,) or (T,)
-        cell = pixels.detach() / stride
-        u, v = cell[..., 0].clamp(0, w - 1), cell[..., 1].clamp(0, h - 1)     # (R, S, V) or (T,), as all that follows
-        left, top = u.floor(), v.floor()
-        u, v, right = u - left, v - top, (left + 1).clamp(max=w - 1)
-        row = (view * h + top) * w                                            # where the upper row of cells begins
-        below = (top < h - 1) * w                                             # and how much further the lower one
-        index = torch.stack([row + left, row + right, row + below + left, row + below + right], dim=-1).int()
-        weight = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=-1)        # (.., 4)
+        view = (torch.arange(V) if view is None else view).int()              # (V,) or (T,)
+        u, v = (pixels.detach() / stride).unbind(-1)                          # (R, S, V) or (T,), as all that follows
+        u, v = u.clamp(0, w - 1), v.clamp(0, h - 1)
+        left, top = u.floor().clamp_(max=max(w - 2, 0)), v.floor().clamp_(max=max(h - 2, 0))
+        u, v, cell = u.sub_(left), v.sub_(top), (view * h + top.int()) * w + left.int()
+        both, right, below = u * v, min(1, w - 1), w * min(1, h - 1)          # how much further the next cell is, and the next row
+        index = torch.stack([cell, cell + right, cell + below, cell + below + right], dim=-1)     # (.., 4)
+        weight = torch.stack([1 - u - v + both, u - both, v - both, both], dim=-1)
         table = maps.permute(0, 2, 3, 1).reshape(-1, C)                       # a row for each cell of each view
         return Gather.apply(table, index.view(-1, 4), weight.view(-1, 4)).view(*pixels.shape[:-1], C)
     half = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype) / 2
@@ -76,15 +75,15 @@ class Gather(torch.autograd.Function):
         """The gradient (N, C) goes to the rows it was read from; index and weight have none."""
         index, weight = ctx.saved_tensors
         table = gradient.new_zeros(ctx.rows, gradient.shape[1])
-        for i in range(index.shape[1]):
-            table.index_add_(0, index[:, i], gradient * weight[:, i:i + 1])
+        for i in range(index.shape[1]):                                       # an index expanded along the row: several times index_add's speed
+            table.scatter_add_(0, index[:, i:i + 1].long().expand_as(gradient), gradient * weight[:, i:i + 1])
         return table, None, None
 
 
 def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
     """pixels (..., 2) at depths z (...) -> (...) bool: in front of the camera and inside its image, to the border's outer edge."""
-    last = torch.tensor([width - 1, height - 1], device=pixels.device)
-    return (z > 1e-3) & (pixels >= -0.5).all(-1) & (pixels <= last + 0.5).all(-1)
+    u, v = pixels.unbind(-1)
+    return (z > 1e-3) & (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
 
 
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
@@ -110,18 +109,21 @@ class Reprojection(nn.Module):
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         mask = in_view(pixels, z, H, W)                                       # (R, S, V)
-        pixels = torch.where(mask[..., None], pixels, torch.zeros_like(pixels))                  # finite everywhere
-        colours = lookup(images, pixels, 1) * mask[..., None] if colour else None                # (R, S, V, 3)
-        points, centres, view = points[:, :, None], c2w[:, :3, 3], None       # (R, S, 1, 3), (V, 3)
+        points, centres, view = points[:, :, None], c2w[:, :3, 3].contiguous(), None            # (R, S, 1, 3), (V, 3)
         if packed:
             token, V = mask.flatten().nonzero()[:, 0], len(c2w)               # (T,) which of the R S V are valid
             view = token % V
             pixels, centres = pixels.view(-1, 2).index_select(0, token), centres.index_select(0, view)   # (T, 2), (T, 3)
             points = points.view(-1, 3).index_select(0, token // V)           # (T, 3)
+        else:
+            pixels = pixels.masked_fill(~mask[..., None], 0)                  # finite everywhere
+        colours = lookup(images, pixels, 1, view) if colour else None         # (.., 3)
         differences = direction_differences(points, query_origin, centres)    # (.., 4)
         L20 = lookup(features, pixels, encoder.STRIDE, view)                  # (.., C)
         M = L20.add_(self.L21(differences))                                   # L22: (.., C)
-        return Context(M if packed else M.mul_(mask[..., None]), colours, differences, mask)
+        if not packed:
+            M, colours = M.mul_(mask[..., None]), colours * mask[..., None] if colour else None          # 0 where the mask is false
+        return Context(M, colours, differences, mask)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Table 11 and volume rendering: density and colour from the initial context, coarse and fine samples, rendered pixels.
 
-    M (.., C), colours (R, S, V, 3), mask (R, S, V)   ->   sigma (R, S), colour (R, S, 3)   ->   pixels (R, ...)
+    M (.., C), colours (.., 3), mask (R, S, V)   ->   sigma (R, S), colour (R, S, 3)   ->   pixels (R, ...)
 
 Density and semantics are decoupled: the geometry-aware network reads M, not M''. So wherever only density is wanted (the coarse
 pass of inference) nothing of Tables 9 and 10 has to run. Views that agree on a feature are looking at a surface: that is why
@@ -62,7 +62,7 @@ class GeometryNetwork(nn.Module):
                                    nn.Linear(8, 1))
 
     def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor, index: Tensor | None = None) -> Geometry:
-        """M (.., C), colours (R, S, V, 3) or None (density only), differences (.., 4), mask (R, S, V) -> Geometry.
+        """M (.., C), colours (.., 3) or None (density only), differences (.., 4), mask (R, S, V) -> Geometry.
         index (R, S): positions along the ray to embed instead of 0 .. S-1."""
         over_views = lambda x: weighting.sum_over_views(x, mask)              # (.., K) -> (R, S, K)
         L1, L3 = self.L1(M).to(M.dtype), self.L2(M).to(M.dtype).sigmoid()     # (.., 32), (.., 1)

@@ -131,7 +131,7 @@ REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 change
 
 class Sources(NamedTuple):
     """A source set, encoded once: features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3), c2w (V, 4, 4); near_far (V, 2) where the
-    scene knows better than the settings (its near_far.txt), else None."""
+    scene knows better than the settings (its near_far.txt), else None. Both are looked up by pixel: channels-last memory."""
     features: Tensor
     images: Tensor
     K: Tensor
@@ -206,7 +206,8 @@ class SRay(nn.Module):
 
     def encode(self, views: "data.Views") -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: call it once per source set."""
-        return Sources(self.features(views.images), views.images, views.K, views.c2w, views.near_far)
+        images = views.images.contiguous(memory_format=torch.channels_last)
+        return Sources(self.features(views.images), images, views.K, views.c2w, views.near_far)
 
     def features(self, images: Tensor) -> Tensor:
         """images (V, 3, H, W) -> features (V, C, h, w), float32 whatever the encoder works in."""
@@ -540,7 +541,8 @@ def batch_gradients(model: SRay, batch: Batch, parameters: list[Tensor], generat
     config, V, R = model.config, len(batch.sources.K), len(batch.pixels)
     features = model.features(torch.cat([batch.sources.images, batch.extra_images]))             # (V + E, C, h, w)
     leaf = features.detach().requires_grad_()
-    sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w, batch.sources.near_far)
+    images = batch.sources.images.contiguous(memory_format=torch.channels_last)
+    sources = Sources(leaf[:V], images, batch.sources.K, batch.sources.c2w, batch.sources.near_far)
     jitter = torch.rand(R, config.coarse + config.fine, generator=generator).to(leaf.device)
     sums: list = [None] * (1 + len(parameters))
     parts: dict = {}

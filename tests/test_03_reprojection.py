@@ -149,6 +149,12 @@ def test_all_views_at_once_equal_one_view_at_a_time():
     assert together.mask.any()
 
 
+def test_lookup_finds_cells_whose_number_no_float_holds():
+    maps, pixels = torch.zeros(2, 1, 3001, 3001), torch.tensor([[2999.25, 3000.0], [3000.0, 2998.5]])      # 18 million cells
+    maps[1, 0, 3000, 2999:], maps[1, 0, 2998:3000, 3000] = torch.tensor([1.0, 5.0]), torch.tensor([7.0, 9.0])
+    assert torch.equal(reprojection.lookup(maps, pixels, 1, torch.tensor([1, 1])), torch.tensor([[2.0], [8.0]]))
+
+
 def test_gradients_reach_the_features_of_valid_views_and_the_direction_mlp():
     points, features, images, K, c2w = scene()
     module = reprojection.Reprojection().double()
@@ -169,8 +175,8 @@ def test_packed_is_what_the_mask_leaves_of_the_context_in_value_and_gradient():
         context = module(points, ORIGIN, leaf, images, K, c2w, packed=packed)
         M = context.M if packed else context.M[context.mask]
         (M * torch.linspace(-1, 1, M.numel(), dtype=torch.float64).view(M.shape)).sum().backward()
-        differences = context.differences if packed else context.differences[context.mask]
-        found.append([M.detach(), differences, context.mask, context.colours, leaf.grad] + [p.grad.clone() for p in module.parameters()])
+        differences, colours = (x if packed else x[context.mask] for x in (context.differences, context.colours))
+        found.append([M.detach(), differences, context.mask, colours, leaf.grad] + [p.grad.clone() for p in module.parameters()])
     assert 0 < found[0][2].sum() < found[0][2].numel() and found[1][0].shape == (found[0][2].sum(), 32)
     for dense, packed in zip(*found):
         torch.testing.assert_close(packed, dense)
