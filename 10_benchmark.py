@@ -333,7 +333,7 @@ def measure_tensor(args, mode: str, kind: str, R: int = 1024, S: int = 64, V: in
     gradient.zero_()                                                          # its memory is there before the measuring begins
     work = lambda: [both(slice(i, i + piece)) for i in range(0, R, piece)]
     peak = peak_of(work, args.device)
-    seconds, user = clock(work, 1 if args.device == "cpu" else args.repeats, args.device)
+    seconds, user = clock(work, args.repeats, args.device)
     n = min(8, R)
     with torch.no_grad():
         forward = count_flops(lambda: module(M[:n], mask[:n])) * R / n
@@ -439,9 +439,9 @@ def report_tensor(args, machine: dict, found: dict) -> None:
     R = 1024 if args.rays >= 512 else args.rays
     print(f"\nattention on {R} x {args.samples} x {args.views} x 32, forward + backward; 4 heads of 8; 2 FLOP per multiply-add\n"
           f"{'':44}{'GFLOP':>9}{'f+b':>9}{'s':>9}{'user s':>9}{'U':>9}{'MiB':>9}{'of matrix rate':>15}")
-    for mode in cra.MODES[1:]:
-        for kind in ("einsum", "fused", "pieces"):
-            name = f"{mode}, {kind}" + (" of 128 rays" if kind == "pieces" else "")
+    for mode in cra.MODES:
+        for kind in ("einsum", "fused", "pieces")[:1 if mode == "none" else 3]:
+            name = "none" if mode == "none" else f"{mode}, {kind}" + (" of 128 rays" if kind == "pieces" else "")
             needed = 7 * R * 4 * (args.samples * args.views) ** 2 * 4 / 2 ** 20 if (mode, kind) == ("dense", "einsum") else 0
             if args.device == "cpu" and needed > available():
                 print(f"{name:44} not run: needs about {needed / 1024:.0f} GiB")
@@ -594,11 +594,13 @@ def measure_tried(args, name: str) -> dict:
             for level in (other.model.coarse, other.model.fine):
                 level.label = functools.partial(checkpoint, level.label, use_reentrant=False)
         step = lambda j: (lambda: training.training_step(j.model, [j.batch], 0))
-        if name == "packed image":
+        if name in ("packed image", "geometry first"):
             with torch.no_grad():
                 sources = job.model.encode(job.sources)
-            step = lambda j: (lambda: draw(j.model, sources, j.pixels, j.target.K, j.target.c2w, fine_only=True))
-        pair = [step(other), step(job)] if name == "pieces" or name.startswith("packed") else [step(job), step(other)]
+            step = lambda j: (lambda: draw(j.model, sources, j.pixels, j.target.K, j.target.c2w,
+                                           fine_only=name == "packed image" or j is job))
+        before = name in ("pieces", "geometry first") or name.startswith("packed")                # job is the one with it
+        pair = [step(other), step(job)] if before else [step(job), step(other)]
     times = [float("inf")] * 2
     for repeat in range(6):
         for i, work in enumerate(pair):
@@ -627,6 +629,7 @@ TRIED = {
     "channels last": "encoder in channels-last memory (not used)",
     "packed": "a whole step on valid tokens alone (--packed), against all tokens",
     "packed image": "rendering these rays, the same",
+    "geometry first": "rendering these rays with the density of the coarse samples alone (07, fine_only), against all of their level",
     "flush": "a whole step with denormal numbers flushed to zero (07)",
     "pieces": "a whole step in pieces of 128 rays (07), against one piece",
     "checkpointing": "a whole step with attention and weighting computed again in backward (not used)",
