@@ -120,9 +120,9 @@ class Layout(NamedTuple):
 
 
 def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int, short: int = SHORT) -> Layout:
-    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1 (tokens 0: rows are not looked for); lengths (N,) of the
-    sequences; size (N,): sequences of one size become a block (of size 0: none), padded to it, but to no more than `most`; up to
-    size `short` they stand abreast, in blocks of a cacheful."""
+    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences; size (N,): sequences of
+    one size become a block (of size 0: none), padded to it, but to no more than `most`; up to size `short` they stand abreast, in
+    blocks of a cacheful. tokens 0: `row` and `real` are left out."""
     first, blocks, found, padding = lengths.cumsum(0) - lengths, [], [], []
     for n in size[size > 0].unique().tolist():
         same, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)

@@ -131,7 +131,7 @@ REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 change
 
 class Sources(NamedTuple):
     """A source set, encoded once: features (V, C, h, w), images (V, 3, H, W), K (V, 3, 3), c2w (V, 4, 4); near_far (V, 2) where the
-    scene knows better than the settings (its near_far.txt), else None. Both are looked up by pixel: channels-last memory."""
+    scene knows better than the settings (its near_far.txt), else None. Images are channels-last in memory, for lookups by pixel."""
     features: Tensor
     images: Tensor
     K: Tensor

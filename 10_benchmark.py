@@ -548,7 +548,8 @@ def measure_tried(args, name: str) -> dict:
         length = int(name.split()[-1])
         module, b = cra.MultiHeadAttention(32, relu=True), max(1, R * S * V // length)
         x, keys = torch.randn(b, length, 1, 32, requires_grad=True), torch.ones(b, length, 1, dtype=torch.bool)
-        y, whole = x.detach().view(-1, 32).requires_grad_(), [cra.Block(b, length, None, length <= cra.SHORT)]
+        y, each = x.detach().view(-1, 32).requires_grad_(), torch.full((b,), length)
+        whole = cra.lay_out(torch.arange(b * length), each, each, length, 0).blocks
         pair = [both(lambda x: module(x, keys), x), both(lambda y: module.blocks(y, whole), y)]
     elif name == "ELU":
         x = torch.randn(R * S * V, 32, requires_grad=True)
