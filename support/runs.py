@@ -1,0 +1,200 @@
+"""The folder of a run: its lock, its checkpoint, its log, its curves; and how a run is asked to stop.
+
+A run is killed at any moment and goes on from its last checkpoint.
+
+Test: pytest tests/test_support_runs.py
+"""
+import csv
+import errno
+import io
+import itertools
+import os
+import signal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from support.files import DataError, write_atomically
+
+# ------------------------------------------------------------------------------------------------- the folder
+
+def lock_folder(out: Path):
+    """Take a run folder for this process, until it ends, however it ends -> the open lock file; None if
+    another process has it."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / ".lock", "a")
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # not just deleted by the one who had it
+        if os.stat(out / ".lock").st_ino == os.fstat(lock.fileno()).st_ino:
+            return lock
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK, errno.ENOENT):
+            return lock                                                       # a file system without locks
+    lock.close()
+
+
+def free_folder(wanted: str | None, name: str) -> tuple[Path, object]:
+    """--out, or runs/NAME, runs/NAME-2 ...: a folder without a run, and its lock, to be kept. DataError if
+    --out has a run."""
+    for count in itertools.count(1):
+        out = Path(wanted or Path("runs") / (name if count == 1 else f"{name}-{count}"))
+        taken = (out / "checkpoint.pt").exists()
+        if not wanted:
+            taken = out.exists() and any(p.name != ".lock" for p in out.iterdir())
+        lock = None if taken else lock_folder(out)
+        if lock and not (out / "checkpoint.pt").exists():  # the one before us may have finished just now
+            return out, lock
+        if wanted:
+            raise not_free(out)
+
+
+def not_free(out: Path) -> DataError:
+    """What to tell somebody whose --out has a run already, or a run of another process that has not come so
+    far."""
+    if (out / "checkpoint.pt").exists():
+        return DataError(f"{out}: holds a run already; --resume continues it, another --out starts a new one")
+    return DataError(f"{out}: another process trains in it; name another --out")
+
+
+def folder_to_resume(wanted: str | None, rank: int = 0) -> tuple[Path, object]:
+    """--out with --resume: the folder of a run and, for rank 0, its lock, to be kept. DataError if there is
+    none, or it is on."""
+    if not wanted:
+        raise DataError("--resume continues the run in --out; name that folder")
+    out = Path(wanted)
+    if not (out / "checkpoint.pt").exists():
+        raise DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step starts "
+                        "again with the command that started it")
+    if rank:
+        return out, None
+    lock = lock_folder(out)
+    if not lock:
+        raise DataError(f"{out}: another process trains in it; wait for its end")
+    for part in out.glob(".checkpoint*"):                                     # of a writer that was killed
+        part.unlink()
+    return out, lock
+
+
+def remove_empty(out: Path) -> None:
+    """Leave nothing of a run that did not come to its first checkpoint."""
+    if not (out / "checkpoint.pt").exists():
+        with suppress(OSError):
+            for name in ("log.csv", ".lock"):
+                (out / name).unlink(missing_ok=True)
+            out.rmdir()
+
+
+# --------------------------------------------------------------------------------------------- the checkpoint
+
+def write_state(path: Path, state: dict) -> None:
+    """Atomically write a checkpoint to the disk, not to its cache: after a power cut, too, there is the old
+    one or the new one."""
+    content = io.BytesIO()
+    torch.save(state, content)
+
+    def write(file) -> None:
+        """All of it, down to the disk."""
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomically(path, write)
+
+
+def read_state(path: Path) -> dict:
+    """A checkpoint's dictionary, tensors on the CPU, nothing executed. DataError if it is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such checkpoint; train one with 07_train.py")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        kinds = (("step", int), ("run", dict), ("config", dict), ("model", dict))
+        if not all(isinstance(state[key], kind) for key, kind in kinds):
+            raise ValueError("unusable step, run, config or model")
+        return state
+    except Exception as error:                # a damaged zip, a foreign pickle, missing keys
+        raise not_a_checkpoint(path, error) from None
+
+
+def not_a_checkpoint(path: Path, error: Exception) -> DataError:
+    """What to tell somebody whose file is none of our checkpoints."""
+    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return DataError(f"{path}: not a checkpoint of this model ({reason}); train again or name another file")
+
+
+# ---------------------------------------------------------------------------------------------------- the log
+
+def open_log(out: Path, first_step: int, rank: int):
+    """log.csv, to be written on from first_step: rows after it, and half a row, are what a killed run wrote
+    after its last checkpoint. For ranks but 0 a file that keeps nothing."""
+    path = out / "log.csv"
+    if rank:
+        return open(os.devnull, "w", newline="")
+    if first_step and path.exists():
+        trim_log(path, first_step)
+    return open(path, "a" if first_step else "w", newline="")
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Take the rows after `step`, and half a row, out of log.csv."""
+    header, *rows = path.read_text().splitlines() or [""]
+    kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[0]) <= step]
+    write_atomically(path, lambda file: file.write("\n".join([header, *kept, ""]).encode()))
+
+
+def training_curves(folder: Path) -> None:
+    """A run's log.csv -> curves.png beside it: every logged loss (running means over some 50 steps) against
+    the step."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not (folder / "log.csv").exists():
+        return
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "source": "source-view loss (nats)",
+              "photometric": "photometric loss (squared error, coarse + fine)"}
+    names = [name for name in titles if rows and name in rows[0]]
+    if len(rows) < 2:                         # nothing to draw a line through
+        return
+    size = 4.6 * len(names), 3.6
+    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
+    for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
+        axis.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], color=colour)
+        axis.set(xlabel="step", ylabel=name, ylim=(0, None))
+        axis.set_title(titles[name], fontsize=10)
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{folder.name}: {rows[-1]['step']} steps in {float(rows[-1]['seconds']):,.0f} s")
+    write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------------------------------- being asked to stop
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved; args: the step."""
+
+
+@contextmanager
+def asked_to_stop():
+    """Ctrl-C, or the SIGTERM of a cluster that wants its machine back, fills the list given here; a second
+    Ctrl-C interrupts."""
+    asked: list = []
+
+    def note(number, _) -> None:
+        """Say so, safely within whatever was interrupted."""
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, b"\nstopping after this step, to save; Ctrl-C once more stops at once\n")
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""A dataclass of settings: its flags, and what its values may be.
+
+Test: pytest tests/test_support_settings.py
+"""
+import argparse
+from dataclasses import field, fields
+
+from support.files import DataError
+
+
+def setting(default, help: str, least: float | None = None, choices: tuple = ()):
+    """A dataclass field: the text of its flag; its least value, or the values it may have."""
+    return field(default=default, metadata={"help": help, "least": least, "choices": choices})
+
+
+def boolean(text: str) -> bool:
+    """true or false, as a flag takes it."""
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError("true or false")
+    return text.lower() in ("true", "1")
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One flag for each field. A flag not given stays None, so that presets and checkpoints can fill it."""
+    group = parser.add_argument_group("settings (defaults are the paper's; a preset changes some)")
+    for f in fields(settings):
+        kind = boolean if f.type is bool else f.type
+        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(),
+                           help=f"{f.metadata['help']} [{f.default}]")
+
+
+def given(args: argparse.Namespace, settings: type) -> dict:
+    """The settings that the command line names."""
+    return {f.name: getattr(args, f.name) for f in fields(settings) if getattr(args, f.name) is not None}
+
+
+def check(config) -> None:
+    """DataError for a value that no run could use."""
+    for f in fields(config):
+        value, flag = getattr(config, f.name), f"--{f.name.replace('_', '-')} {getattr(config, f.name)}"
+        least, choices = f.metadata["least"], f.metadata["choices"]
+        if least is not None and not value >= least:                          # not NaN either
+            raise DataError(f"{flag}: must be at least {least:g}")
+        if choices and value not in choices:
+            raise DataError(f"{flag}: one of {', '.join(choices)}")
