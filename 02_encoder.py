@@ -2,22 +2,23 @@
 
     images (V, 3, H, W), values in [0, 1]   ->   features (V, 32, ceil(H/4), ceil(W/4))
 
-Every later stage reads these 32 channels and nothing else of the image (but its colours). The features depend on the source
-view alone, never on the target camera: compute them once per source set and render as many targets as you like.
+Every later stage reads these 32 channels and nothing else of the image (but its colours). The features depend
+on the source view alone, never on the target camera: compute them once per source set and render as many
+targets as you like.
 
-Where is a feature? A convolution of odd size k, stride s and padding k//2 centres its i-th output on input pixel s*i. So all
-strides here keep pixel 0 on pixel 0: the feature at (i, j) of the quarter-resolution map is centred on image pixel (4i, 4j),
-and `03_reprojection.py` finds the feature of pixel u at u / 4. Upsampling must keep that: output i reads input i / 2. The
-usual half-pixel upsampling would shift the map by half an input cell each time (tests/test_02_encoder.py measures it).
+Where is a feature? A convolution of odd size k, stride s and padding k//2 centres its i-th output on input
+pixel s*i. So all strides here keep pixel 0 on pixel 0: the feature at (i, j) of the quarter-resolution map is
+centred on image pixel (4i, 4j), and `03_reprojection.py` finds the feature of pixel u at u / 4. Upsampling
+must keep that: output i reads input i / 2. The usual half-pixel upsampling would shift the map by half an
+input cell each time (tests/test_02_encoder.py measures it).
 
-Departures from Table 8: none in layers, sizes and order. The table lists no activation for L11-L18; S-Ray's default is an ELU
-there, measured against none (README.md, "Choices settled by measuring"). Convolutions carry no bias: every one is
-followed by an instance norm whose own shift would cancel it.
+Departures from Table 8: none in layers, sizes and order. The table lists no activation for L11-L18; an ELU
+there gains 1.2 mIoU (docs/choices.md). Convolutions carry no bias: every one is followed by an instance norm
+whose own shift would cancel it.
 
 Dimension key: V source views, C channels, H, W image size.
 Run: python 02_encoder.py     Test: pytest tests/test_02_encoder.py
 """
-import math
 import time
 from importlib import import_module
 from pathlib import Path
@@ -26,41 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STRIDE = 4        # the feature map's pixel pitch in image pixels (Table 8: L1, L2 halve; the rest comes back to 1/4)
+STRIDE = 4        # image pixels from one feature to the next: L1 and L2 halve, the rest comes back to 1/4
 CHANNELS = 32     # C, the width of the features and of the 3D contextual space
 
 
-class ELU(nn.Module):
-    """nn.ELU of a layer's output: x where it is positive, exp(x) - 1 elsewhere. On a CPU by exp2, which is faster (`python
-    10_benchmark.py --tried`); elsewhere in place, for nobody needs that output again."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        ours = x.device.type == "cpu" and x.dtype != torch.bfloat16 and not torch.compiler.is_compiling()
-        return ELUByExp2.apply(x) if ours else F.elu_(x)
-
-
-class ELUByExp2(torch.autograd.Function):
-    """ELU of any tensor, in value and gradient."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        y = (x * math.log2(math.e)).exp2_().clamp_(max=1).sub_(1)             # exp(x) - 1 >= x, and 0 where x > 0
-        torch.maximum(x, y, out=y)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        """1 where x is positive, exp(x) = y + 1 elsewhere."""
-        y, = ctx.saved_tensors
-        return torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, y)        # nn.ELU's own, from its result
-
-
 def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """Convolution and affine instance norm: (V, inputs, h, w) -> (V, outputs, ceil(h/stride), ceil(w/stride)).
+    """Convolution and affine instance norm (group norm with one channel a group).
 
-    Instance norm is group norm with one channel a group; PyTorch's group norm is the faster of its two (`python 10_benchmark.py
-    --tried`: half the time).
+    (V, inputs, h, w) -> (V, outputs, ceil(h/stride), ceil(w/stride))
     """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False),
@@ -68,10 +42,11 @@ def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Seque
 
 
 class ResBlock(nn.Module):
-    """Table 8's "ResBlock 3x3  a, b, c": two 3x3 convolutions a -> b -> c, the first of them strided, around a shortcut.
+    """Table 8's "ResBlock 3x3  a, b, c": two 3x3 convolutions a -> b -> c, the first of them strided, around
+    a shortcut.
 
-    (V, a, h, w) -> (V, c, ceil(h/stride), ceil(w/stride)). The shortcut is the identity where the shape does not change,
-    else a strided 1x1 convolution; the table does not list it.
+    (V, a, h, w) -> (V, c, ceil(h/stride), ceil(w/stride)). The shortcut is the identity where the shape does
+    not change, else a strided 1x1 convolution; the table does not list it.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
@@ -86,26 +61,26 @@ class ResBlock(nn.Module):
 
 
 def upsample_onto(x: Tensor, skip: Tensor) -> Tensor:
-    """Bilinear 2x upsampling in which output pixel i reads input position i / 2: (V, C, h, w) -> (V, C, *skip's size).
+    """Bilinear 2x upsampling, output pixel i reads input position i / 2: (V, C, h, w) -> (V, C, H, W).
 
-    A stride-2 layer makes h = ceil(n / 2) rows of n, so n is 2h - 1 or 2h: positions 0, 1/2, ... h - 1 are the first 2h - 1
-    rows, and an even n repeats the last one. No size is ever cropped.
+    A stride-2 layer makes h = ceil(n / 2) rows of n, so n is 2h - 1 or 2h: positions 0, 1/2, ... h - 1 are
+    the first 2h - 1 rows, and an even n repeats the last one. No size is ever cropped.
     """
     h, w = x.shape[-2:]
-    x = F.interpolate(x, size=(2 * h - 1, 2 * w - 1), mode="bilinear", align_corners=True)   # row i reads i / 2
-    rows, columns = skip.shape[-2] - (2 * h - 1), skip.shape[-1] - (2 * w - 1)                # 0 (odd) or 1 (even)
+    x = F.interpolate(x, size=(2 * h - 1, 2 * w - 1), mode="bilinear", align_corners=True)
+    rows, columns = skip.shape[-2] - (2 * h - 1), skip.shape[-1] - (2 * w - 1)    # 0 (odd) or 1 (even)
     return F.pad(x, (0, columns, 0, rows), mode="replicate")
 
 
 class Encoder(nn.Module):
     """Table 8, L1-L19. images (V, 3, H, W) in [0, 1] -> features (V, 32, ceil(H/4), ceil(W/4)); H, W >= 32.
 
-    activation: "none" (the table lists none for L11-L19) or "elu" after L11, L14, L15 and L18.
+    activation: "elu" after L11, L14, L15 and L18, or "none", as the table lists.
     """
 
-    def __init__(self, activation: str = "none"):
+    def __init__(self, activation: str = "elu"):
         super().__init__()
-        self.activation = {"none": nn.Identity(), "elu": ELU()}[activation]
+        self.activation = {"none": nn.Identity(), "elu": nn.ELU()}[activation]
         self.L1 = conv_norm(3, 16, 7, 2)            # 1/2
         self.L2 = ResBlock(16, 32, 2)               # 1/4
         self.L3 = ResBlock(32, 64, 2)               # 1/8
@@ -136,7 +111,7 @@ class Encoder(nn.Module):
 
 
 def parameter_counts(encoder: Encoder) -> dict[str, int]:
-    """Weights by kind: {"listed": the convolutions Table 8 lists, "shortcut": ResBlock shortcuts, "norm": affine norms}."""
+    """Weights by kind: "listed" (Table 8's convolutions), "shortcut" (of ResBlocks), "norm" (affine)."""
     counts = {"listed": 0, "shortcut": 0, "norm": 0}
     for name, weight in encoder.named_parameters():
         kind = "norm" if weight.dim() == 1 else "shortcut" if "shortcut" in name else "listed"
@@ -145,7 +120,7 @@ def parameter_counts(encoder: Encoder) -> dict[str, int]:
 
 
 def pca_picture(features: Tensor) -> Tensor:
-    """The three main directions of the features as red, green and blue: (V, C, h, w) -> (V, h, w, 3) in [0, 1]."""
+    """The three main directions of features (V, C, h, w) as red, green, blue: (V, h, w, 3) in [0, 1]."""
     V, C, h, w = features.shape
     x = features.permute(0, 2, 3, 1).reshape(-1, C)                           # (V*h*w, C)
     x = x - x.mean(0)
@@ -154,29 +129,32 @@ def pca_picture(features: Tensor) -> Tensor:
     return ((x - low) / (high - low)).clamp(0, 1).view(V, h, w, 3)
 
 
-TABLE_8 = [   # row, what the supplement prints for it
-    ("L1", "Conv 7x7       3, 16"), ("L2", "ResBlock 3x3   16, 32, 32"), ("L3", "ResBlock 3x3   32, 64, 64"),
-    ("L4", "ResBlock 3x3   64, 64, 64"), ("L5", "ResBlock 3x3   64, 128, 128"), ("L6", "ResBlock 3x3   128, 128, 128"),
-    ("L7", "ResBlock 3x3   128, 128, 128"), ("L8", "ResBlock 3x3   128, 128, 128"), ("L9", "ResBlock 3x3   128, 128, 128"),
-    ("L10", "ResBlock 3x3   128, 128, 128"), ("L11", "Conv 3x3       128, 64"), ("L12", "Up-sample 2x"),
-    ("L13", "Concat (L12, L4)"), ("L14", "Conv 3x3       128, 64"), ("L15", "Conv 3x3       64, 32"),
-    ("L16", "Up-sample 2x"), ("L17", "Concat (L16, L2)"), ("L18", "Conv 3x3       64, 32"), ("L19", "Conv 1x1       32, 32")]
+RES = "ResBlock 3x3   "
+TABLE_8 = {   # row: what the supplement prints for it
+    "L1": "Conv 7x7       3, 16", "L2": RES + "16, 32, 32", "L3": RES + "32, 64, 64",
+    "L4": RES + "64, 64, 64", "L5": RES + "64, 128, 128",
+    **{f"L{i}": RES + "128, 128, 128" for i in range(6, 11)},
+    "L11": "Conv 3x3       128, 64", "L12": "Up-sample 2x", "L13": "Concat (L12, L4)",
+    "L14": "Conv 3x3       128, 64", "L15": "Conv 3x3       64, 32", "L16": "Up-sample 2x",
+    "L17": "Concat (L16, L2)", "L18": "Conv 3x3       64, 32", "L19": "Conv 1x1       32, 32"}
 
 
+@torch.no_grad()
 def layer_shapes(encoder: Encoder, images: Tensor) -> dict[str, tuple[int, ...]]:
     """The output shape of every row of Table 8 for these images: {"L1": (V, 16, H/2, W/2), ...}."""
     shapes: dict[str, tuple[int, ...]] = {}
-    hooks = [module.register_forward_hook(lambda _, __, out, name=name: shapes.update({name: tuple(out.shape)}))
-             for name, module in encoder.named_children() if name.startswith("L")]
-    concats = [encoder.L14.register_forward_pre_hook(lambda _, x: shapes.update(L13=tuple(x[0].shape))),
-               encoder.L18.register_forward_pre_hook(lambda _, x: shapes.update(L17=tuple(x[0].shape)))]
-    with torch.no_grad():
-        encoder(images)
-    for hook in hooks + concats:
+
+    def keep(row: str):
+        """A hook that keeps the shape of what the row's module makes."""
+        return lambda module, inputs, output: shapes.update({row: tuple(output.shape)})
+    rows = [(name, module) for name, module in encoder.named_children() if name in TABLE_8]
+    hooks = [module.register_forward_hook(keep(name)) for name, module in rows]
+    encoder(images)
+    for hook in hooks:
         hook.remove()
-    for row, concat, skip in (("L12", "L13", "L4"), ("L16", "L17", "L2")):    # the concat less its skip
-        V, C, h, w = shapes[concat]
-        shapes[row] = (V, C - shapes[skip][1], h, w)
+    for up, concat, below, skip in (("L12", "L13", "L11", "L4"), ("L16", "L17", "L15", "L2")):
+        (V, C, h, w), channels = shapes[skip], shapes[below][1]
+        shapes[up], shapes[concat] = (V, channels, h, w), (V, channels + C, h, w)
     return shapes
 
 
@@ -187,36 +165,32 @@ def main() -> None:
 
     data = import_module("01_data")            # example_views: a furnished room, seen from nine places
     torch.manual_seed(0)
-    views = data.example_views()[:8]            # the ninth is the target
+    images = data.example_views().images[:8]   # the ninth is the target
     encoder = Encoder()
-    shapes = layer_shapes(encoder, views.images)
-    print(f"Table 8, L1-L19, on {tuple(views.images.shape)}: eight source views of one room\n")
-    print(f"{'row':4} {'the supplement':30} {'our output (V, C, h, w)':24} {'parameters':>10}  (all of the row's)")
-    for row, text in TABLE_8:
-        module = getattr(encoder, row, None)
-        weights = sum(p.numel() for p in module.parameters()) if module else 0
-        print(f"{row:4} {text:30} {str(shapes[row]):24} {weights:10,}")
-    counts = parameter_counts(encoder)
-    print(f"\nconvolutions the table lists {counts['listed']:,}; not listed: shortcuts {counts['shortcut']:,}, "
-          f"affine norms {counts['norm']:,}, biases 0")
+    shapes = layer_shapes(encoder, images)
+    print(f"Table 8, L1-L19, on {tuple(images.shape)}: eight source views of one room\n")
+    print(f"{'row':4} {'the supplement':30} {'our output (V, C, h, w)':24} parameters")
+    for row, text in TABLE_8.items():
+        module = getattr(encoder, row, nn.Identity())
+        print(f"{row:4} {text:30} {str(shapes[row]):24} {sum(p.numel() for p in module.parameters()):,}")
+    print("\nweights:", ", ".join(f"{kind} {n:,}" for kind, n in parameter_counts(encoder).items()))
 
     with torch.no_grad():
         start = time.perf_counter()
-        features = encoder(views.images)
+        features = encoder(images)
         seconds = time.perf_counter() - start
-    print(f"One fact: the eight views take {seconds:.2f} s once; asking again for every target would be "
-          f"{100 * seconds:.0f} s for a hundred targets.")
+    print(f"One fact: the eight views take {seconds:.2f} s once. A hundred targets that asked again would "
+          f"take {100 * seconds:.0f} s.")
 
-    picture = pca_picture(features)
-    figure, axes = plt.subplots(2, 4, figsize=(12, 5), constrained_layout=True)
-    for v in range(4):
-        axes[0, v].imshow(views.images[v].permute(1, 2, 0))
-        axes[1, v].imshow(picture[v])
+    figure, axes = plt.subplots(2, 4, figsize=(12, 5), layout="constrained")
+    for v, picture in enumerate(pca_picture(features)[:4]):
+        axes[0, v].imshow(images[v].permute(1, 2, 0))
         axes[0, v].set_title(f"source view {v}")
+        axes[1, v].imshow(picture)
         axes[1, v].set_title("untrained features, PCA")
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle("Table 8: (V, 3, 240, 320) → (V, 32, 60, 80). The three main directions of the 32 channels as RGB")
+    figure.suptitle("Table 8: (V, 3, 240, 320) → (V, 32, 60, 80), main directions as RGB")
     Path("outputs").mkdir(exist_ok=True)
     figure.savefig("outputs/02_encoder.png", dpi=110)
     print("picture: outputs/02_encoder.png")

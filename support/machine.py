@@ -3,6 +3,7 @@
 Test: pytest tests/test_support_machine.py
 """
 import ctypes
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,3 +47,11 @@ def core_pool(device: torch.device, jobs: int, workers: int = 0) -> ThreadPoolEx
         return None
     share = max(1, cores // workers)
     return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+
+
+def piece_size(device: torch.device, rays: int, piece: int = 0) -> int:
+    """How many of a target's rays go forward and backward together: `piece`, or (0) a core's share, on a GPU
+    all."""
+    if piece:
+        return piece
+    return rays if device.type == "cuda" else min(256, max(64, math.ceil(rays / torch.get_num_threads())))

@@ -1,6 +1,6 @@
 """One training or evaluation by several processes, as torchrun starts them.
 
-Every process draws the same rays from (seed, step) and works on its share of them. The gradients are added up.
+Every process draws the same rays from (seed, step) and works on its share of them. The gradients are added.
 Rank 0 alone prints and writes.
 
 Test: pytest tests/test_support_processes.py

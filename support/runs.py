@@ -10,10 +10,13 @@ import io
 import itertools
 import os
 import signal
+import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from support.files import DataError, write_atomically
 
@@ -198,3 +201,54 @@ def asked_to_stop():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------- on screen and in log.csv
+
+class Progress:
+    """A training on screen and in log.csv: steps, ETA, running means of the losses, rays a second."""
+
+    def __init__(self, out: Path, run: dict, names: list[str], first_step: int, steps: int, rays: int, rank: int):
+        self.names, self.first_step, self.steps, self.rays = names, first_step, steps, rays
+        # a resumed run goes on from these
+        self.mean, self.before = run.setdefault("mean", {}), run["seconds"]
+        self.start, self.waited = time.time(), 0.0
+        self.log = open_log(out, first_step, rank)
+        if not self.log.tell():
+            csv.writer(self.log).writerow(["step", *names, "seconds"])
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
+                        disable=rank > 0, mininterval=0.5 if sys.stderr.isatty() else 15)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+        self.log.close()
+
+    def seconds(self) -> float:
+        """Of training so far, in all processes that worked on the run one after the other."""
+        return self.before + time.time() - self.start
+
+    def wait_for(self, coming):
+        """The result of a future, the time that it took noted."""
+        asked = time.perf_counter()
+        result = coming.result()
+        self.waited += time.perf_counter() - asked
+        return result
+
+    def update(self, done: int, parts: dict[str, float]) -> None:
+        """So many steps are done; the parts of the last one's loss."""
+        self.bar.update()
+        self.mean.update({key: 0.98 * self.mean.get(key, parts[key]) + 0.02 * parts[key] for key in self.names})
+        if done % 10 == 0 or done == self.steps:
+            row = [done, *(f"{self.mean[key]:.5g}" for key in self.names), f"{self.seconds():.1f}"]
+            csv.writer(self.log).writerow(row)
+            rate = (done - self.first_step) * self.rays / (time.time() - self.start)
+            shown = {key: f"{value:.3f}" for key, value in self.mean.items()}
+            self.bar.set_postfix({**shown, "rays/s": f"{rate:,.0f}"}, refresh=False)
+
+    def summary(self) -> str:
+        """What a finished training says."""
+        return (f"trained {self.steps - self.first_step} steps in {time.time() - self.start:.0f} s, "
+                f"{self.waited:.1f} s of them waiting for data")

@@ -43,3 +43,18 @@ def check(config) -> None:
             raise DataError(f"{flag}: must be at least {least:g}")
         if choices and value not in choices:
             raise DataError(f"{flag}: one of {', '.join(choices)}")
+
+
+def read_settings(settings: type, saved: dict, absent: dict, removed: dict):
+    """A dataclass of settings from a file's dictionary. absent: what a setting meant before it was one, where
+    that is not its default. removed: settings that are gone, and the value that everything now has.
+    ValueError otherwise."""
+    for name, value in removed.items():
+        if saved.get(name, value) != value:
+            raise ValueError(f"made with {name} = {saved[name]}, which this version no longer has")
+    config = settings(**{**absent, **{f.name: saved[f.name] for f in fields(settings) if f.name in saved}})
+    for f in fields(config):
+        if not isinstance(getattr(config, f.name), (f.type, int) if f.type is float else f.type):
+            raise ValueError(f"unusable {f.name}")
+    check(config)
+    return config
