@@ -73,7 +73,8 @@ def folder_to_resume(wanted: str | None, rank: int = 0) -> tuple[Path, object]:
         raise DataError("--resume continues the run in --out; name that folder")
     out = Path(wanted)
     if not (out / "checkpoint.pt").exists():
-        raise DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step starts "
+        raise DataError(f"{out / 'checkpoint.pt'}: no such checkpoint; a run killed before its first step "
+                        f"starts "
                         "again with the command that started it")
     if rank:
         return out, None
