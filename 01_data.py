@@ -131,11 +131,11 @@ class Views:
 
 
 class Scene(SceneFolder):
-    """One scene, its frames at height x width.
+    """Scene(folder, height, width, cache="cache", every=1, labels=None): one scene, its frames at H x W.
 
-    SceneFolder finds, checks and caches the files: Scene(folder, height, width, cache, every, labels). It gives
-    frames (N file numbers), poses, native_K and size of the colour images, label_table, near_far, read(frame)
-    (a frame's files as they are) and load(index) (a frame decoded, from the cache).
+    SceneFolder finds, checks and caches the files. From it come frames (N file numbers), poses, native_K and
+    size of the colour images, label_table, near_far; read(frame), a frame's files as they are on disk; and
+    load(index), a frame decoded, out of the cache if it is there.
     """
 
     @cached_property
@@ -250,10 +250,8 @@ def example_views(height: int = 240, width: int = 320, views: int = 8, seed: int
     root = Path("data/example")
     name, = rooms.make_rooms(root, [seed], frames=24, width=320, height=240, workers=1)
     scene = Scene(root / name, height, width)
-    target = len(scene) // 2
-    others = [i for i in range(len(scene)) if i != target]
-    near = nearest_views(scene.c2w[target], scene.c2w[others], views)
-    return scene.views([others[i] for i in near] + [target])
+    target, *sources = nearest_views(scene.c2w[len(scene) // 2], scene.c2w, views + 1)
+    return scene.views([*sources, target])
 
 
 def main() -> None:
@@ -283,15 +281,15 @@ def main() -> None:
     pick = int(torch.argmax(visible.sum(1)))                                     # a pixel that many views see
     for axis, index in zip(axes.flat, [8, *range(8)]):
         axis.imshow(views.images[index].permute(1, 2, 0))
-        axis.set_title("target" if index == 8 else f"source {index}")
+        hidden = "" if index == 8 or visible[pick, index] else " (does not see it)"
+        axis.set_title(f"source {index}{hidden}" if index < 8 else "target")
         x, y = pixels[pick] if index == 8 else uv[pick, index]
-        if index == 8 or visible[pick, index]:
+        if index == 8 or inside[pick, index]:
             axis.plot(float(x), float(y), "o", mfc="none", mec="#d55e00", ms=14, mew=3)
-    picture = axes[1, 4].imshow(visible.sum(1).view(240, 320), cmap="viridis", vmin=0, vmax=8)
-    figure.colorbar(picture, ax=axes[1, 4])
-    axes[1, 4].set_title("source views that see it")
-    for axis in axes.flat:
         axis.set_axis_off()
+    picture = axes[1, 4].imshow(visible.sum(1).view(240, 320), cmap="viridis", vmin=0, vmax=8)
+    figure.colorbar(picture, ax=axes[1, 4], label="source views that see it")
+    axes[1, 4].set_axis_off()
     figure.suptitle("One target pixel, unprojected with its true depth and projected into eight source views")
     Path("outputs").mkdir(exist_ok=True)
     figure.savefig("outputs/01_data.png", dpi=100)

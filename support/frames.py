@@ -41,8 +41,7 @@ def pack(colour: np.ndarray, labels: np.ndarray, depth: np.ndarray) -> np.ndarra
 
 def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, H, W, 6) uint8 -> colour (N, H, W, 3) uint8, labels (N, H, W) int8, depth (N, H, W) uint16."""
-    depth = np.ascontiguousarray(packed[..., 4:]).view(np.uint16)[..., 0]
-    return packed[..., :3], packed[..., 3].view(np.int8), depth
+    return packed[..., :3], packed[..., 3].view(np.int8), packed.view(np.uint16)[..., 2]
 
 
 class SceneFolder:
