@@ -78,6 +78,59 @@ def read_text(path: Path, limit: int, missing: str) -> str:
         raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from None
 
 
+def read_matrix(path: Path) -> np.ndarray:
+    """A 4x4 matrix of numbers in text, as poses and intrinsics are written: (4, 4) float64, -inf and nan
+    kept. DataError for anything else."""
+    text = read_text(path, 10_000, "a ScanNet export has one")
+    try:
+        matrix = np.array([[float(x) for x in line.split()] for line in text.split("\n") if line.strip()])
+    except ValueError:
+        raise DataError(f"{path}: not a 4x4 matrix of numbers; export it again") from None
+    if matrix.shape != (4, 4):
+        raise DataError(f"{path}: holds {matrix.shape} numbers instead of 4x4; export it again")
+    return matrix
+
+
+def read_pose(path: Path) -> np.ndarray | None:
+    """A camera-to-world pose (4, 4) float64; None where tracking was lost, which ScanNet writes as -inf.
+    DataError unless it is a rotation and a place: no NaN, no scale, no mirror, last row 0 0 0 1."""
+    pose = read_matrix(path)
+    if np.isneginf(pose[:3]).all():
+        return None
+    R = pose[:3, :3]
+    if not (np.isfinite(pose).all() and np.abs(pose).max() < 1e5 and np.abs(R.T @ R - np.eye(3)).max() < 1e-2
+            and np.linalg.det(R) > 0 and np.abs(pose[3] - [0, 0, 0, 1]).max() < 1e-4):
+        raise DataError(f"{path}: not a camera's pose (finite, a rotation without scale or mirror, metres, "
+                        "last row 0 0 0 1); export it again")
+    return pose
+
+
+def read_intrinsics(path: Path) -> np.ndarray:
+    """intrinsic_{color,depth}.txt -> K (3, 3) float64. DataError unless focal lengths are positive and all is
+    finite."""
+    K = read_matrix(path)[:3, :3]
+    if not (np.isfinite(K).all() and (1e-2 < K.diagonal()).all() and np.abs(K).max() < 1e6 and K[1, 0] == 0
+            and np.allclose(K[2], [0, 0, 1])):
+        raise DataError(f"{path}: not a pinhole camera (finite, positive focal lengths in pixels, last row "
+                        "0 0 1); export it again")
+    return K
+
+
+def read_near_far(path: Path) -> tuple[float, float] | None:
+    """near_far.txt, two numbers: the nearest and farthest depth worth sampling, in the scene's units. None if
+    there is no such file, DataError unless 0 < near < far."""
+    if not path.is_file():
+        return None
+    try:
+        near, far = (float(x) for x in path.read_text().split())
+    except (ValueError, UnicodeDecodeError):
+        near = far = 0.0
+    if not 0 < near < far < float("inf"):
+        raise DataError(f"{path}: not two numbers 0 < near < far; write them, or remove the file if the "
+                        "scene is in metres")
+    return near, far
+
+
 def write_atomically(path: Path, write: Callable) -> None:
     """Call write(file) on a temporary binary file beside path, then rename it: a reader sees the old file or
     the new one. OSError, with path as its filename, if the disk is full or the folder cannot be written."""

@@ -1,12 +1,15 @@
-"""Shared by the tests: the scripts importable by name, a scratch working directory, and a tiny scene in ScanNet layout.
+"""Shared by the tests: the scripts importable by name, a scratch working directory, and a tiny scene in
+ScanNet layout.
 
-The scene is the inside of a textured box, computed ray by ray in numpy: colour, depth and labels are exact, every pixel is
-seen by every view that has it in its image (a box is convex), and nothing of the project helps to make it.
+The scene is the inside of a textured box, computed ray by ray in numpy: colour, depth and labels are exact,
+every pixel is seen by every view that has it in its image (a box is convex), and nothing of the project helps
+to make it.
 """
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:                          # make test: two processes, a core each
-    os.environ["OMP_NUM_THREADS"] = "1"                          # torch reads it at its start; the scripts started by tests inherit it
+    # torch reads it at its start; the scripts started by tests inherit it
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import shutil
 import sys
@@ -19,13 +22,18 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
+# for `python -m tools.X` started in a temporary folder
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
 
 HALF = np.array([2.0, 1.2, 2.5])                                 # the box: half its size in metres
-WALLS = [1, 3, 0, 1163, 1357, 21]                                # raw label ids of the walls -x, +x, -y, +y, -z, +z
-RAW_TO_CLASS = {1: 0, 3: 1, 0: -1, 1163: -1, 1357: 19, 21: 8}    # wall, floor, unlabelled, nyu40 id 40, otherfurniture, window
-TSV = [(1, "wall", 1), (3, "floor", 2), (21, "window", 9), (1163, "object", 40), (1357, "mailbox", 39), (7, "nothing", "")]
+WALLS = [1, 3, 0, 1163, 1357, 21]  # raw label ids of the walls -x, +x, -y, +y, -z, +z
+# wall, floor, unlabelled, nyu40 id 40, otherfurniture, window
+RAW_TO_CLASS = {1: 0, 3: 1, 0: -1, 1163: -1, 1357: 19, 21: 8}
+TSV = [(1, "wall", 1), (3, "floor", 2), (21, "window", 9), (1163, "object", 40), (1357, "mailbox", 39),
+       (7, "nothing", "")]
 SIZE, K = (48, 64), np.array([[50.0, 0, 31.0], [0, 52.0, 24.5], [0, 0, 1]])
-DEPTH_SIZE, DEPTH_K = (60, 80), np.array([[66.0, 0, 40.5], [0, 66.0, 28.5], [0, 0, 1]])     # sees a little less than K
+# sees a little less than K
+DEPTH_SIZE, DEPTH_K = (60, 80), np.array([[66.0, 0, 40.5], [0, 66.0, 28.5], [0, 0, 1]])
 NUMBERS = [2 + 4 * i for i in range(26)]                         # 2, 6, 10, ... 102: as text, "10" < "2"
 LOST = 30                                                        # tracking was lost in this frame
 
@@ -43,11 +51,13 @@ def camera(i):
 
 
 def photograph(intrinsics, pose, height, width):
-    """What a camera in the box sees: colour (H, W, 3) uint8, depth along z (H, W) metres, raw label (H, W)."""
+    """What a camera in the box sees: colour (H, W, 3) uint8, depth along z (H, W) metres, raw label (H,
+    W)."""
     v, u = np.mgrid[:height, :width]
     direction = pose[:3, :3] @ np.linalg.inv(intrinsics) @ np.stack([u, v, 1 + 0 * u]).reshape(3, -1)
     origin = pose[:3, 3:]
-    exits = (np.sign(direction) * HALF[:, None] - origin) / direction             # (3, H*W) where the ray leaves each slab
+    # (3, H*W) where the ray leaves each slab
+    exits = (np.sign(direction) * HALF[:, None] - origin) / direction
     axis, depth = exits.argmin(0), exits.min(0)
     wall = 2 * axis + (np.take_along_axis(direction, axis[None], 0)[0] > 0)
     waves = np.array([[7.0, 5, -4], [-4, 8, 5], [5, -3, 8]]) @ (origin + depth * direction)
@@ -82,7 +92,8 @@ def write_box_scene(folder):
 
 @pytest.fixture(scope="session", autouse=True)
 def scratch_directory(tmp_path_factory):
-    """Scripts write to outputs/, data/ and cache/ below the working directory: let that be a temporary one."""
+    """Scripts write to outputs/, data/ and cache/ below the working directory: let that be a temporary
+    one."""
     before = os.getcwd()
     os.chdir(tmp_path_factory.mktemp("work"))
     yield
@@ -91,7 +102,8 @@ def scratch_directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def box():
-    """The truth about the box scene: numbers, lost, K, size, raw_to_class, camera(i), photograph(K, pose, h, w)."""
+    """The truth about the box scene: numbers, lost, K, size, raw_to_class, camera(i), photograph(K, pose, h,
+    w)."""
     return SimpleNamespace(numbers=NUMBERS, lost=LOST, K=K, size=SIZE, depth_K=DEPTH_K, depth_size=DEPTH_SIZE,
                            raw_to_class=RAW_TO_CLASS, camera=camera, photograph=photograph)
 
@@ -109,3 +121,12 @@ def box_copy(box_folder, tmp_path):
     """A copy of the box scene to damage: <tmp_path>/scans/scene0001_00."""
     shutil.copytree(box_folder.parent, tmp_path / "scans")
     return tmp_path / "scans" / box_folder.name
+
+
+@pytest.fixture
+def long_scene(box_copy):
+    """A copy of 200 frames to damage: 174 links to the box's files, inside the scene."""
+    for kind, suffix in (("color", "jpg"), ("depth", "png"), ("label-filt", "png"), ("pose", "txt")):
+        for number in range(1000, 1174):
+            os.symlink(f"{2 + 4 * (number % 5)}.{suffix}", box_copy / kind / f"{number}.{suffix}")
+    return box_copy

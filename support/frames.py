@@ -1,0 +1,248 @@
+"""One scene's files in ScanNet's layout: found, checked, decoded once and kept in a cache.
+
+    <scene>/color/<i>.jpg  pose/<i>.txt  intrinsic/intrinsic_color.txt     needed
+    <scene>/depth/<i>.png  intrinsic/intrinsic_depth.txt                   where there is depth
+    <scene>/label-filt/<i>.png  and a label table beside the scene         where there are labels
+    <scene>/near_far.txt                                                   where it is not a room in metres
+
+What a frame means (cameras, classes, depth at training resolution) is 01's: Scene extends SceneFolder by
+decode(). A frame that cannot be read is left out, while there are few.
+
+Test: pytest tests/test_support_frames.py
+"""
+import hashlib
+import os
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from support.files import (
+    DataError,
+    FrameError,
+    read_image,
+    read_intrinsics,
+    read_near_far,
+    read_pose,
+    write_atomically,
+)
+from support.labels import CLASSES_CSV, Classes, classes_of, table_of
+
+
+def pack(colour: np.ndarray, labels: np.ndarray, depth: np.ndarray) -> np.ndarray:
+    """Colour (H, W, 3) uint8, labels (H, W) int8, depth (H, W) uint16 -> (H, W, 6) uint8, as it is cached."""
+    parts = [colour, labels[..., None].view(np.uint8), depth[..., None].view(np.uint8)]
+    return np.concatenate(parts, axis=-1)
+
+
+def unpack(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, H, W, 6) uint8 -> colour (N, H, W, 3) uint8, labels (N, H, W) int8, depth (N, H, W) uint16."""
+    return packed[..., :3], packed[..., 3].view(np.int8), packed.view(np.uint16)[..., 2]
+
+
+class SceneFolder:
+    """The files of one scene, for frames of height x width. Reads poses now, frames when asked (`load`).
+
+    frames: the file numbers with a pose, in numeric order, every `every`-th of them (ScanNet writes -inf
+    where tracking was lost). poses: theirs, (N, 4, 4) float64. native_K (3, 3): intrinsics at the size of the
+    colour images. labels: a folder whose <scene>/<frame>.png stand for the scene's label-filt (pseudo
+    labels). A subclass says what a frame is: decode(frame) -> colour, labels, depth for pack().
+    """
+
+    def __init__(self, folder: Path, height: int, width: int, cache: Path = Path("cache"), every: int = 1,
+                 labels: str | Path | None = None):
+        self.folder, self.name, self.height, self.width = Path(folder), Path(folder).name, height, width
+        if not (self.folder / "color").is_dir():
+            raise DataError(f"{self.folder}: no such scene (needs color/, pose/, intrinsic/); check --data "
+                            "and --scenes")
+        # no file of the scene may lie elsewhere
+        self.homes = [self.folder.resolve(), *([Path(labels).resolve()] if labels else [])]
+        self.skipped: set[int] = set()
+        self.frames, self.poses = self.read_poses(every)
+        self.native_K = self.read_camera("color")
+        self.labels = Path(labels) / self.name if labels else self.folder / "label-filt"
+        self.has_labels = self.labels.is_dir()
+        if labels and not self.has_labels:
+            raise DataError(f"{self.labels}: no such folder; --labels takes a folder with "
+                            f"{self.name}/<frame>.png in it")
+        self.near_far = read_near_far(self.folder / "near_far.txt")
+        places = f"{self.folder.resolve()}{self.labels.resolve() if labels else ''}"
+        self.cache = Path(cache) / f"{self.name}_{digest(places)}_{height}x{width}"
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def read_poses(self, every: int) -> tuple[list[int], np.ndarray]:
+        """Every `every`-th frame that has a pose, and these (N, 4, 4)."""
+        folder = self.folder / "pose"
+        numbers = sorted(int(p.stem) for p in folder.glob("*.txt") if re.fullmatch("0|[1-9][0-9]*", p.stem))
+        if not numbers:                       # sorted as numbers: 2 before 10
+            raise DataError(f"{folder}: no <number>.txt in it (0.txt, 1.txt ...); export the poses")
+        self.total, poses = len(numbers[::every]), {}
+        for i in numbers[::every]:
+            try:
+                poses[i] = read_pose(self.own(folder / f"{i}.txt"))
+            except DataError as error:
+                self.skip(i, error)
+        frames = [i for i, pose in poses.items() if pose is not None]
+        if not frames:
+            raise DataError(f"{folder}: not one finite pose (tracking lost throughout); leave this scene out")
+        return frames, np.stack([poses[i] for i in frames])
+
+    def read_camera(self, kind: str) -> np.ndarray:
+        """Intrinsics (3, 3) float32 of the color or depth camera, at its own size."""
+        path = self.folder / "intrinsic" / f"intrinsic_{kind}.txt"
+        return read_intrinsics(self.own(path)).astype(np.float32)
+
+    def own(self, path: Path) -> Path:
+        """The path of one of the scene's files. FrameError if a link in the scene leads out of its folder."""
+        try:
+            if any(path.resolve().is_relative_to(home) for home in self.homes):
+                return path
+        except (OSError, RuntimeError):       # links in a circle
+            pass
+        raise FrameError(f"{path}: a link that leads out of the scene's folder; put the file itself there")
+
+    # ------------------------------------------------------------------------------- frames that are left out
+
+    def skip(self, frame: int, error: DataError) -> None:
+        """Leave out a frame that cannot be read, and say so; the error itself if that makes more than 1% of
+        the scene's frames."""
+        self.skipped.add(frame)
+        if len(self.skipped) * 100 > self.total:
+            few = f"of {self.total} frames none is skipped" if self.total < 100 else \
+                f"{len(self.skipped)} of {self.total} frames cannot be read, more than 1%"
+            raise DataError(f"{error} ({few})")
+        print(f"skipped: {error} (so far {len(self.skipped)} of {self.name}'s {self.total} frames, at most "
+              f"{self.total // 100})", flush=True)
+
+    def readable(self, indices: list[int]) -> list[int]:
+        """The frames (0..N-1) that are not skipped."""
+        return [i for i in indices if self.frames[i] not in self.skipped]
+
+    def attempt(self, index: int) -> FrameError | None:
+        """Decode frame `index` into the cache, unless it is there -> None, or what is wrong with the
+        frame."""
+        try:
+            self.load(index)
+        except FrameError as error:
+            return error
+
+    # ------------------------------------------------------------------------------------------------- labels
+
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """Raw id -> class index, of the table beside the scene; read when first needed."""
+        return table_of(self.folder.parent)
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The label set: classes.csv beside the scene, or ScanNet's 20 classes."""
+        return classes_of(self.folder.parent)
+
+    @cached_property
+    def raw_ids(self) -> np.ndarray:
+        """Class index -> a raw id of that class (L,) uint16, 0 (unlabelled) for one the table does not
+        have."""
+        ids = [np.flatnonzero(self.label_table == label) for label in range(len(self.classes.names))]
+        return np.array([i[0] if len(i) else 0 for i in ids], np.uint16)
+
+    # -------------------------------------------------------------------------------------- a frame's images
+
+    def files(self, frame: int) -> list[Path]:
+        """The colour, label and depth file of a frame; the last two may not exist."""
+        color = self.folder / "color" / f"{frame}.jpg"
+        if not color.exists() and color.with_suffix(".png").exists():
+            color = color.with_suffix(".png")
+        return [color, self.labels / f"{frame}.png", self.folder / "depth" / f"{frame}.png"]
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the colour images: of the first that can be read."""
+        for frame in self.frames:
+            try:
+                return read_image(self.own(self.files(frame)[0])).shape[:2]
+            except FrameError as error:
+                self.skip(frame, error)
+        raise DataError(f"{self.folder / 'color'}: not one image can be read; export them again")
+
+    def read(self, frame: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """A frame's files as they are on disk: colour (h, w, 3) uint8; raw label ids and depth in mm, each of
+        a size of its own, or None where the scene has none. FrameError if one of them is no such image."""
+        color_path, label_path, depth_path = (self.own(path) for path in self.files(frame))
+        color, raw, depth = read_image(color_path), None, None
+        if color.ndim != 3 or color.shape[2] < 3:
+            raise FrameError(f"{color_path}: not a colour image; export it again")
+        h, w = color.shape[:2]
+        if (h, w) != self.size:
+            raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images are "
+                             f"{self.size[1]}x{self.size[0]}; export it again")
+        if self.has_labels:
+            raw = read_image(label_path)
+            lh, lw = raw.shape[:2]
+            divides = max(lh, h) % min(lh, h) == 0 and max(lw, w) % min(lw, w) == 0
+            if raw.ndim != 2 or lh / h != lw / w or not divides:
+                raise FrameError(f"{label_path}: labels of {lw}x{lh} do not divide the colour image of "
+                                 f"{w}x{h}; export both at one size (label-filt, one channel)")
+        if depth_path.exists():
+            depth = read_image(depth_path)
+            if depth.ndim != 2:
+                raise FrameError(f"{depth_path}: not a one-channel depth map; export it again")
+        return color[..., :3], raw, depth
+
+    # ---------------------------------------------------------------------------------------------- the cache
+
+    def cache_path(self, index: int) -> Path:
+        """Where frame `index` is kept decoded. The name carries size and time of its files: a changed file is
+        decoded again."""
+        frame = self.frames[index]
+        sources = [p for p in [*self.files(frame), self.folder.parent / CLASSES_CSV] if p.exists()]
+        stamp = "".join(f"{p.stat().st_size}.{p.stat().st_mtime_ns};" for p in sources)
+        return self.cache / f"{frame}_{digest(stamp)}.npy"
+
+    def cached(self, index: int) -> bool:
+        """Is frame `index` decoded already?"""
+        return self.cache_path(index).exists()
+
+    def load(self, index: int) -> np.ndarray:
+        """Frame `index` (0..N-1) decoded, from the cache if it is there: (H, W, 6) uint8, see unpack()."""
+        path = self.cache_path(index)
+        try:
+            packed = np.load(path)
+            if packed.shape == (self.height, self.width, 6) and packed.dtype == np.uint8:
+                return packed
+        # numpy raises OSError, ValueError, EOFError, BadZipFile ... for what is not an array
+        except Exception:
+            pass                              # not there, or damaged: decode (again)
+        packed = pack(*self.decode(self.frames[index]))
+        try:
+            write_atomically(path, lambda file: np.save(file, packed))
+        except OSError as error:
+            raise DataError(f"{path.parent}: cannot write the cache ({error.strerror or error}); name "
+                            "another folder with --cache") from None
+        return packed
+
+
+def digest(text: str) -> str:
+    """Ten characters that stand for a text in a file's name."""
+    return hashlib.sha1(text.encode()).hexdigest()[:10]
+
+
+def decode_all(scenes: list, frames: list[list[int]], quiet: bool = False) -> list[list[int]]:
+    """Decode every frame of scenes that is not in the cache yet, on all cores, with progress: the first pass
+    over the files, after which training reads decoded frames only. frames: indices for each scene. Returns
+    them without those that cannot be read (Scene.skip)."""
+    todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
+    if todo:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, \
+                tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame", disable=quiet,
+                     mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
+            for (scene, i), error in zip(todo, pool.map(lambda one: one[0].attempt(one[1]), todo)):
+                if error:
+                    scene.skip(scene.frames[i], error)
+                bar.update()
+    return [scene.readable(indices) for scene, indices in zip(scenes, frames)]
