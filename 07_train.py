@@ -1,6 +1,6 @@
 """S-Ray assembled from 02-06, its losses, training and fine-tuning.
 
-    python 07_train.py --scene scannet              60 scenes of data/scannet; where there is none, our own rooms
+    python 07_train.py --scene scannet              60 scenes of data/scannet; where there is none, our rooms
     python 07_train.py --scene PATH --preset smoke  any scene in the ScanNet layout, in seconds
     python 07_train.py --finetune CKPT --scene PATH --scenes NAME --steps 2000
 
@@ -14,23 +14,18 @@ training step sees a random target view of a random scene, V of its nearest view
 
 Eq. 1 is a sum over the rays in the supplement. Ours is a mean, so that lambda1 does not depend on how many
 rays a step has or how many of them are labelled. The last term is not in the paper: 0 at the paper's
-settings.
-
-The random draws of step i depend on (seed, i) only, so a resumed run continues exactly, whatever stopped it.
-
-Dimension key: R rays, S samples, V source views, C channels, L classes, E extra views, N = V + E.
-Test: pytest tests/test_07_train.py
+settings. What step i draws depends on (seed, i) alone: a resumed run continues exactly. Test: pytest
+tests/test_07_train.py Dimension key: R rays, S samples, V source views, C channels, L classes, E extra views,
+N = V + E.
 """
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts its threads: do not spin
 
-import argparse
 import math
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -38,11 +33,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from support import datasets, frames, machine, processes, runs, settings
-from support.files import DataError, run_script
-from support.labels import other_classes
+from support import augment, machine, processes, runs, settings, starting
+from support.files import run_script
 from support.settings import setting
 
 rooms = import_module("00_rooms")                  # make_rooms, where there is no dataset
@@ -56,8 +49,8 @@ geometry = import_module("06_geometry_render")     # GeometryNetwork, samples, v
 
 @dataclass
 class Config:
-    """The method, its data and its schedule. Defaults: the paper's, or where it is silent what was
-    measured."""
+    """The method, its data and its schedule. Defaults: the paper's, or what was measured where it is
+    silent."""
     height: int = setting(240, "image height (section 1: 320x240 on ScanNet)", least=32)
     width: int = setting(320, "image width", least=32)
     views: int = setting(8, "V, source views (section 1)", least=1)
@@ -70,26 +63,21 @@ class Config:
     fine: int = setting(64, "fine samples a ray", least=1)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
-    spacing: str = setting("linear", "coarse samples even in: linear (depth) | disparity | mix (their mean)",
-                           choices=("linear", "disparity", "mix"))
-    cra: str = setting("full", "attention, Tables 2-3: none | intra | cross | full | dense", choices=cra.MODES)
+    spacing: str = setting("linear", "of coarse samples along z", choices=("linear", "disparity", "mix"))
+    cra: str = setting("full", "attention, Tables 2-3", choices=cra.MODES)
     cra_relu: bool = setting(True, "ReLU on the attentions' output (Table 9, L4 and L6)")
     geometry_relu: bool = setting(True, "ReLU on the attention's output (Table 11, L9)")
-    position: str = setting("index", "position embedding of a sample's index | depth (its place in inverse depth)",
-                            choices=("index", "depth"))
+    position: str = setting("index", "embedded of a sample: index | depth", choices=("index", "depth"))
     tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
-    density: str = setting("softplus", "activation of sigma: softplus | relu (Table 11, L11)",
-                           choices=("softplus", "relu"))
-    encoder_activation: str = setting("elu", "activation of Table 8's L11-L18: elu | none, as the table lists",
-                                      choices=("elu", "none"))
+    density: str = setting("softplus", "activation of sigma (Table 11, L11)", choices=("softplus", "relu"))
+    encoder_activation: str = setting("elu", "activation of Table 8's L11-L18", choices=("elu", "none"))
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
-    source_loss: float = setting(0.0, "weight of the cross-entropy on the source views' labels (not in the paper)")
-    extra_views: int = setting(0, "further views for each target, of other scenes, for that loss alone", least=0)
-    colour_jitter: float = setting(0.0, "a training scene's light changes by up to this share (not in the paper)",
-                                   least=0)
+    source_loss: float = setting(0.0, "weight of the loss on the source views' labels (not the paper's)")
+    extra_views: int = setting(0, "views of other scenes, for each target, for that loss alone", least=0)
+    colour_jitter: float = setting(0.0, "a scene's light changes up to so much (not the paper's)", least=0)
     steps: int = setting(260_000, "training steps (section 1)", least=1)
-    lr: float = setting(1e-3, "Adam's first learning rate")
+    lr: float = setting(1e-3, "Adam's first learning rate, after a warm-up over 1% of the steps")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
     train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)", least=0)
@@ -104,29 +92,19 @@ PRESETS = {   # what differs from the paper's sizes
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0,
                   train_rooms=2, test_rooms=1),
 }
-REPLICA = dict(height=480, width=640, steps=100_000)  # what section 1 changes in the paper preset for Replica
+REPLICA = dict(height=480, width=640, steps=100_000)    # what section 1 changes for Replica
 ABSENT = {"geometry_relu": False}  # what a checkpoint without this setting was made with
-REMOVED = {"union": False, "pooling": "mean", "use_delta": True}  # settings that are gone: what all have now
+REMOVED = {"union": False, "pooling": "mean", "use_delta": True}  # gone: what all have now
 
 
 # ------------------------------------------------------------------------------------------- the model
-
 class Sources(NamedTuple):
-    """A source set, encoded once."""
+    """A source set, encoded once. near_far: the scene's own, where it has a near_far.txt."""
     features: Tensor                  # (V, C, h, w)
     images: Tensor                    # (V, 3, H, W)
     K: Tensor                         # (V, 3, 3)
     c2w: Tensor                       # (V, 4, 4)
-    near_far: Tensor | None = None  # (V, 2) where the scene knows better than the settings (its near_far.txt)
-
-
-class LevelContext(NamedTuple):
-    """What a level keeps of its samples from context_and_density to semantics."""
-    M: Tensor                         # (R, S, V, C)
-    differences: Tensor               # (R, S, V, 4)
-    mask: Tensor                      # (R, S, V)
-    visibility: Tensor                # (R, S, V, 1)
-    index: Tensor | None              # (R, S) positions to embed; None: 0 .. S-1
+    near_far: Tensor | None = None    # (V, 2)
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
@@ -135,8 +113,7 @@ def depth_range(config: Config, sources: Sources) -> tuple:
 
 
 class Level(nn.Module):
-    """One level's heads: reprojection (Table 8, L20-L22), CRA (Table 9), weights (Table 10), geometry (Table
-    11)."""
+    """One level's heads: Table 8's reprojection, Table 9's CRA, Table 10's weights, Table 11's geometry."""
 
     def __init__(self, config: Config, classes: int):
         super().__init__()
@@ -148,10 +125,9 @@ class Level(nn.Module):
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
-                            colour: bool = True) -> tuple[LevelContext, Tensor, Tensor | None]:
-        """Rays, origin (3,), directions (R, 3), at depths z (R, S) -> the context of the samples, their
-        density (R, S) and colour (R, S, 3), None unless asked for. Density reads M: nothing of Tables 9 and
-        10 runs."""
+                            colour: bool = True) -> tuple:
+        """Rays, origin (3,), directions (R, 3), at depths z (R, S) -> the samples' context for semantics(),
+        their density (R, S) and colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour)
         index = None
@@ -159,38 +135,31 @@ class Level(nn.Module):
             near, far = depth_range(self.config, sources)
             index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
         sigma, colours, visibility = self.geometry(M, colours, differences, mask, index)
-        return LevelContext(M, differences, mask, visibility, index), sigma, colours
+        return (M, differences, mask, visibility, index), sigma, colours
 
-    def semantics(self, context: LevelContext) -> tuple[Tensor, Tensor]:
-        """-> logits (R, S, L) and view weights w (R, S, V)."""
+    def semantics(self, context: tuple) -> tuple[Tensor, Tensor]:
+        """context_and_density's context -> logits (R, S, L) and view weights w (R, S, V)."""
         M, differences, mask, visibility, index = context
         refined = self.cra(M, mask, index)                                    # M'': (R, S, V, C)
         w = self.weights(M, differences, visibility, mask)                    # (R, S, V) in C(tau)
-        return self.head(weighting.semantic_ray(w, refined)), w
+        return self.head(weighting.semantic_ray(w, refined)), w               # (R, S, L)
 
 
 class SRay(nn.Module):
-    """The whole of S-Ray: encode() once per source set, forward() for any rays of any target camera.
-
-    level: the class of its two levels, this file's Level or another with the same two methods and parameters.
-    """
+    """The whole of S-Ray: encode() once per source set, forward() for any rays of any target camera. level:
+    the class of its two levels, this file's Level or another with the same two methods and parameters."""
 
     def __init__(self, config: Config, classes: "data.Classes" = data.SCANNET, level: type = Level):
         super().__init__()
         self.config, self.classes = config, classes
         self.encoder = encoder.Encoder(config.encoder_activation)
         self.coarse, self.fine = level(config, len(classes.names)), level(config, len(classes.names))
-        # a 2D segmenter, for source_loss
-        self.source_head = nn.Conv2d(encoder.CHANNELS, len(classes.names), 1)
+        self.source_head = nn.Conv2d(encoder.CHANNELS, len(classes.names), 1)         # for source_loss
 
-    def encode(self, views: "data.Views") -> Sources:
+    def encode(self, views: "data.Views", features: Tensor | None = None) -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: once per source set."""
-        return Sources(self.encoder(views.images), views.images, views.K, views.c2w, views.near_far)
-
-    def segment(self, images: Tensor) -> Tensor:
-        """What source_loss trains, the encoder and a 1x1 head: images (V, 3, H, W) -> logits (V, L, H, W)."""
-        logits = self.source_head(self.encoder(images))  # (V, L, h, w), every fourth pixel
-        return encoder.upsample_onto(encoder.upsample_onto(logits, images[..., ::2, ::2]), images)
+        features = self.encoder(views.images) if features is None else features           # (V, C, h, w)
+        return Sources(features, views.images, views.K, views.c2w, views.near_far)
 
     def render_level(self, level: nn.Module, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
                      density_only: bool = False) -> dict[str, Tensor]:
@@ -198,21 +167,21 @@ class SRay(nn.Module):
         unless density_only: colour (R, 3), logits (R, L), view weights w (R, S, V)."""
         context, sigma, colours = level.context_and_density(origin, directions, z, sources, not density_only)
         far = depth_range(self.config, sources)[1]
-        # directions are as long as a metre of z is along the ray
-        delta = geometry.sample_lengths(z, far, directions.norm(dim=-1))      # (R, S)
-        # a scene with a far of its own: in metres, were its far the settings'; its unit does not matter
-        weights = geometry.rendering_weights(sigma, delta * (self.config.far / far))          # (R, S)
+        # directions are as long as a metre of z is along the ray. A scene's unit does not matter: its far is
+        # ours
+        delta = geometry.sample_lengths(z, far, directions.norm(dim=-1)) * (self.config.far / far)    # (R, S)
+        weights = geometry.rendering_weights(sigma, delta)                    # (R, S)
         depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)  # (R,) finite where nothing is met
         result = {"z": z, "weights": weights, "depth": depth}
         if not density_only:
             logits, w = level.semantics(context)                              # (R, S, L), (R, S, V)
-            result |= {"colour": geometry.render(weights, colours), "logits": geometry.render(weights, logits), "w": w}
+            result |= {"colour": geometry.render(weights, colours), "w": w,
+                       "logits": geometry.render(weights, logits)}
         return result
 
     def forward(self, sources: Sources, pixels: Tensor, K: Tensor, c2w: Tensor, jitter: Tensor | None = None,
                 fine_only: bool = False) -> dict[str, dict[str, Tensor]]:
-        """Pixels (R, 2) of the target camera K (3, 3), c2w (4, 4) -> {"coarse": ..., "fine": ...} of
-        render_level.
+        """Pixels (R, 2) of a target camera K (3, 3), c2w (4, 4) -> render_level's "coarse" and "fine".
 
         jitter (R, coarse + fine) in [0, 1) moves the samples (training); None: fixed samples. fine_only
         (inference): the coarse samples get a density, which places the fine ones, and nothing else."""
@@ -230,10 +199,10 @@ class SRay(nn.Module):
                      stride: int = 1) -> dict[str, Tensor]:
         """A whole target image: colour (H, W, 3), logits (H, W, L), depth (H, W). chunk: rays rendered
         together (0: some 16,384 samples' worth). stride n: every n-th row and column of it alone."""
-        # (h, w, 2)
-        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride].to(K.device)
+        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]      # (h, w, 2)
         chunk = chunk or max(1, 2 ** 14 // max(self.config.coarse, self.config.fine))
-        parts = [self(sources, pixels, K, c2w, fine_only=True)["fine"] for pixels in grid.flatten(0, 1).split(chunk)]
+        pixels = grid.flatten(0, 1).to(K.device).split(chunk)
+        parts = [self(sources, some, K, c2w, fine_only=True)["fine"] for some in pixels]
         return {key: torch.cat([part[key] for part in parts]).unflatten(0, grid.shape[:2])
                 for key in ("colour", "logits", "depth")}
 
@@ -252,30 +221,29 @@ def load_checkpoint(path: str | Path, level: type = Level) -> tuple[SRay, dict]:
 
 
 # ------------------------------------------------------------------------------------------- losses
-
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the labelled of logits (R, L), labels (R,); zero, with a zero gradient, if none is
-    labelled."""
+    """Mean over the labelled of logits (R, L), labels (R,); zero, with a zero gradient, if none is."""
     total = F.cross_entropy(logits, labels, ignore_index=data.IGNORE, reduction="sum")
     return total / (labels != data.IGNORE).sum().clamp(min=1)
 
 
 def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 1 and eq. 2's L_photometric: both levels' results, true colours (R, 3), labels (R,)."""
-    semantic = sum(cross_entropy(result[level]["logits"], labels) for level in ("coarse", "fine"))
-    photometric = sum(F.mse_loss(result[level]["colour"], colours) for level in ("coarse", "fine"))
-    return semantic, photometric
+    semantic = sum(cross_entropy(level["logits"], labels) for level in result.values())
+    return semantic, sum(F.mse_loss(level["colour"], colours) for level in result.values())
 
 
 def source_view_loss(model: SRay, features: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of a 1x1 head on features (N, C, h, w) against the views' labels (N, H, W): feature (i,
-    j) is centred on pixel (4i, 4j), so every fourth label is its truth."""
+    """Cross-entropy of a 1x1 head on features (N, C, h, w) against labels (N, H, W): feature (i, j) is
+    centred on pixel (4i, 4j), so every fourth label is its truth."""
     logits = model.source_head(features).permute(0, 2, 3, 1)                  # (N, h, w, L)
     labels = labels[:, ::encoder.STRIDE, ::encoder.STRIDE]                    # (N, h, w)
     return cross_entropy(logits.flatten(0, 2), labels.flatten())
 
 
 # ------------------------------------------------------------------------------------------- a training step
+PARTS = "semantic", "photometric", "source", "loss"      # of a step's loss, as they are logged
+
 
 class Batch(NamedTuple):
     """One target, R rays of it, its source views, and further views for the source-view loss."""
@@ -294,52 +262,40 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def relight(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-    """images (..., 3, H, W) in [0, 1] as another lamp and exposure would show them: a random gamma and a
-    random gain of each channel, within a factor of 1 + amount. The same for all images: they still agree."""
-    if not amount:
-        return images
-    change = (1 + amount) ** (2 * torch.rand(4, generator=generator) - 1)  # in 1 / (1 + amount) .. 1 + amount
-    return (images ** change[0] * change[1:, None, None]).clamp(max=1)
-
-
-def draw_batch(scene, frames: list[int], extra: list, config: Config, generator: torch.Generator,
-               mine: bool = True) -> Batch | None:
-    """A random target of a scene, sources, pixels; a view of each of the extra (scene, frames). Not mine, but
-    another process's: the same draws, and nothing is read."""
+def draw_batch(scene, frames: list[int], extra: list, config: Config, generator: torch.Generator) -> Batch:
+    """A random target of a scene, its sources and pixels, and a view of each of the extra (scene, frames)."""
     c, R = config, max(1, config.rays // config.targets)
     target, sources = data.training_pair(scene, c.views, generator, c.pool, frames, c.angle_weight)
     flat = torch.randint(c.height * c.width, (R,), generator=generator)
-    picks = [(s, f[int(torch.randint(len(f), (), generator=generator))]) for s, f in extra]
-    if not mine:
-        return None
+    further = [other.views([i[int(torch.randint(len(i), (), generator=generator))]]) for other, i in extra]
     views = scene.views([*sources, target])
-    views = replace(views, images=relight(views.images, c.colour_jitter, generator))
-    further = [s.views([i]) for s, i in picks]
-    images = [relight(view.images, c.colour_jitter, generator) for view in further]
-    truth = views[-1]  # the target's own photograph and labels
-    return Batch(views[:-1], truth.K, truth.c2w, torch.stack([flat % c.width, flat // c.width], dim=-1).float(),
+    views, *further = (replace(view, images=augment.relight(view.images, c.colour_jitter, generator))
+                       for view in (views, *further))
+    truth = views[-1]  # the target: photograph and labels
+    return Batch(views[:-1], truth.K, truth.c2w, torch.stack([flat % c.width, flat // c.width], -1).float(),
                  truth.images.flatten(1)[:, flat].T, truth.labels.flatten()[flat],
-                 torch.cat([views.images[:0], *images]), torch.cat([views.labels[:0], *(v.labels for v in further)]))
+                 torch.cat([views.images[:0], *(view.images for view in further)]),
+                 torch.cat([views.labels[:0], *(view.labels for view in further)]))
 
 
-def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch | None]:
-    """The `targets` batches of a step, each of a random scene, and extra views of further ones; no scene
-    twice, while there are enough. frames[i]: what may be drawn of scene i."""
-    generator = generator_of(config.seed, step)
-    count = config.targets * (1 + config.extra_views)
+def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch]:
+    """The `targets` batches of a step, each of a random scene, with extra views of others; no scene twice,
+    while there are enough. frames[i]: what may be drawn of scene i."""
+    generator, count = generator_of(config.seed, step), config.targets * (1 + config.extra_views)
     order = (torch.randperm(len(scenes), generator=generator).tolist() * count)[:count]
-    R, batches = max(1, config.rays // config.targets), []
-    for b in range(config.targets):
-        pick, *others = order[b::config.targets]
-        share = processes.share(R, config.targets, b)
-        batches.append(draw_batch(scenes[pick], frames[pick], [(scenes[i], frames[i]) for i in others], config,
-                                  generator, share.start < share.stop))
-    return batches
+    picks = [[(scenes[i], frames[i]) for i in order[b::config.targets]] for b in range(config.targets)]
+    return [draw_batch(*first, others, config, generator) for first, *others in picks]
 
 
-def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter: Tensor) -> tuple[Tensor, dict]:
-    """The share of some rays (indices into the batch's) in eq. 2, and its parts: all shares sum to the
+def learning_rate(config: Config, step: int) -> float:
+    """Linear warm-up over 1% of the run, then a cosine from lr to lr_final."""
+    warm = max(1, config.steps // 100)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / config.steps))
+    return (config.lr_final + (config.lr - config.lr_final) * cosine) * min(1.0, (step + 1) / warm)
+
+
+def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter: Tensor) -> tuple:
+    """Some rays' share (indices into the batch's) in eq. 2, and its PARTS (4,): all shares sum to the
     loss."""
     labels, c = batch.labels[rays], model.config
     result = model(sources, batch.pixels[rays], batch.K, batch.c2w, jitter[rays])
@@ -347,69 +303,118 @@ def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter
     semantic = semantic * (labels != data.IGNORE).sum() / (batch.labels != data.IGNORE).sum().clamp(min=1)
     photometric = photometric * (len(rays) / len(batch.labels))
     loss = c.lambda1 * semantic + c.lambda2 * photometric
-    return loss, {"semantic": semantic.detach(), "photometric": photometric.detach(), "loss": loss.detach()}
+    return loss, torch.stack([semantic, photometric, torch.zeros_like(loss), loss]).detach()
 
 
 def batch_gradients(model: SRay, batch: Batch, generator: torch.Generator, mine: slice = slice(None),
-                    piece: int = 0, pool: ThreadPoolExecutor | None = None) -> tuple[list, dict]:
-    """The gradient of a batch's loss for each parameter (None: there is none), and the loss's parts. mine: of
-    these rays alone.
-
-    Once the source views are encoded the rays are independent: they go forward and backward `piece` at a time
-    (0: all), so that memory does not grow with their number, with a pool a piece on each core. The features
-    collect the gradients of all pieces, in order; the encoder goes backward once.
-    """
+                    piece: int = 0, run=map) -> tuple[list, Tensor]:
+    """The gradient of a batch's loss (of `mine` of its rays) for each parameter, None where no loss reaches
+    it, and the loss's PARTS (4,). With the source views encoded, rays are independent: they go forward and
+    backward `piece` at a time (0: all), so memory does not grow with their number, by run: map, or that of a
+    pool of cores. The features collect the gradients of all pieces, in order; the encoder goes backward
+    once."""
     c, V, R = model.config, len(batch.sources.K), len(batch.pixels)
     parameters = [p for p in model.parameters() if p.requires_grad]
     features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))       # (N, C, h, w)
     leaf = features.detach().requires_grad_()
-    sources = Sources(leaf[:V], batch.sources.images, batch.sources.K, batch.sources.c2w, batch.sources.near_far)
-    jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(leaf.device)        # (R, 2 S)
+    sources = model.encode(batch.sources, leaf[:V])
+    jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(leaf.device)        # (R, coarse + fine)
+    rays = torch.arange(R, device=leaf.device)[mine]
 
-    def gradients(rays: Tensor) -> tuple[tuple, dict]:
-        """Of a piece of the loss, for the features and the parameters."""
-        loss, parts = batch_loss(model, sources, batch, rays, jitter)
+    def backward(loss: Tensor, parts: Tensor) -> tuple:
+        """A piece's gradients for the features and the parameters."""
         return torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True), parts
-    numbers = torch.arange(R, device=leaf.device)[mine]
-    found = list((pool.map if pool else map)(gradients, numbers.split(piece or R)))
+    found = list(run(lambda some: backward(*batch_loss(model, sources, batch, some, jitter)),
+                     rays.split(piece or R)))
     if c.source_loss:
         labels = torch.cat([batch.sources.labels, batch.extra_labels])        # (N, H, W)
-        loss = source_view_loss(model, leaf, labels) * (len(numbers) / R)
-        total = torch.autograd.grad(c.source_loss * loss, [leaf, *parameters], allow_unused=True)
-        found.append((total, {"source": loss.detach(), "loss": c.source_loss * loss.detach()}))
-    of_features, *sums = (add(column) for column in zip(*(column for column, _ in found)))
+        loss = source_view_loss(model, leaf, labels) * (len(rays) / R)
+        parts = torch.stack([torch.zeros_like(loss)] * 2 + [loss, c.source_loss * loss]).detach()
+        found.append(backward(c.source_loss * loss, parts))
+    of_features, *sums = (processes.add_up(column) for column in zip(*(gradients for gradients, _ in found)))
     encoded = torch.autograd.grad(features, parameters, of_features, allow_unused=True)
-    parts = {key: sum(p[key] for _, p in found if key in p) for key in {k: 0 for _, p in found for k in p}}
-    # a parameter is the encoder's or not
-    return [a if b is None else b for a, b in zip(sums, encoded)], parts
+    return [a if b is None else b for a, b in zip(sums, encoded)], sum(parts for _, parts in found)
 
 
-def add(gradients) -> Tensor | None:
-    """The sum of those that are there."""
-    there = [g for g in gradients if g is not None]
-    return sum(there[1:], there[0]) if there else None
-
-
-def training_step(model: SRay, batches: list[Batch | None], step: int, piece: int = 0,
-                  pool: ThreadPoolExecutor | None = None) -> dict[str, float]:
-    """Set every .grad to the gradient of the batches' mean loss -> the mean of the loss and its parts. With a
-    pool each batch, or the pieces of a single one, on a core of its own. Of several processes each does its
-    share."""
-    R, T = max(1, model.config.rays // model.config.targets), len(batches)
-    mine = [(i, batch) for i, batch in enumerate(batches) if batch is not None]
-    alone = len(mine) == 1
-
-    def gradients(numbered: tuple[int, Batch]) -> tuple[list, dict]:
-        """Of one batch."""
-        i, batch = numbered
-        share = processes.share(len(batch.pixels), T, i)
-        return batch_gradients(model, batch, generator_of(model.config.seed + 1 + i, step), share, piece,
-                               pool if alone else None)
-    found = list((pool.map if pool and not alone else map)(gradients, mine))
+def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0, pool=None) -> dict:
+    """Set every .grad to the gradient of the batches' mean loss -> the means of the loss's PARTS. pool: each
+    batch, or each piece of a single one, on a core of its own. Of several processes each does its share."""
+    T, seed = len(batches), model.config.seed + 1
+    shares = [processes.share(len(batch.pixels), T, i) for i, batch in enumerate(batches)]
+    mine = [i for i in range(T) if shares[i].start < shares[i].stop]
+    run = pool.map if pool else map
+    outer, inner = (map, run) if len(mine) == 1 else (run, map)
+    found = list(outer(lambda i: batch_gradients(model, batches[i], generator_of(seed + i, step), shares[i],
+                                                 piece, inner), mine))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    for parameter, *column in zip(parameters, *(g for g, _ in found)):
-        total = add(column)
+    for parameter, *column in zip(parameters, *(gradients for gradients, _ in found)):
+        total = processes.add_up(column)
         parameter.grad = total if total is None or T == 1 else total / T
     processes.add_gradients(parameters)
-    parts = {key: sum(float(p[key]) for _, p in found) / T for key in found[0][1]}
-    return dict(zip(parts, processes.sum_over_processes(*parts.values())))
+    parts = sum(parts for _, parts in found) / T                              # (4,)
+    return dict(zip(PARTS, processes.sum_over_processes(*parts.tolist())))
+
+
+# ------------------------------------------------------------------------------------------- training
+def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, args,
+          stop: list | tuple = ()) -> None:
+    """Train from first_step to config.steps. out/checkpoint.pt is written at the start, every args.save_every
+    steps (their loss is finite then), at the end, and when something appears in `stop`: runs.Stopped."""
+    c, rank, device = model.train().config, processes.rank_and_world()[0], next(model.parameters()).device
+    piece = machine.piece_size(device, max(1, c.rays // c.targets), args.piece)
+    pool = machine.core_pool(device, c.targets if c.targets > 1 else math.ceil(c.rays / piece), args.workers)
+    names = PARTS[:3] if c.source_loss else PARTS[:2]
+    with runs.Progress(out, run, names, first_step, c.steps, c.rays, rank) as progress, \
+            ThreadPoolExecutor(1) as loader:
+        save = partial(runs.save, out, model, optimiser, run, progress, args.keep_every, rank)
+        if first_step == 0:
+            save(0)                                                           # from now on --resume works
+        coming = loader.submit(draw_batches, scenes, frames, c, first_step)
+        for step in range(first_step, c.steps):
+            batches = [Batch(*(x.to(device) for x in batch)) for batch in progress.wait_for(coming)]
+            coming = loader.submit(draw_batches, scenes, frames, c, step + 1)     # the disk works meanwhile
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(c, step)
+            parts = training_step(model, batches, step, piece, pool)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), c.clip)
+            runs.check_finite(step, parts, float(norm), out)
+            stopping = processes.sum_over_processes(len(stop))[0] > 0
+            due = step % args.save_every == 0 or args.keep_every and step % args.keep_every == 0
+            if step > first_step and (due or stopping):  # these weights have a finite loss
+                save(step)
+            if stopping:
+                raise runs.Stopped(step)
+            optimiser.step()
+            progress.update(step + 1, parts)
+        if first_step < c.steps:
+            save(c.steps)
+            print(progress.summary())
+
+
+def main() -> None:
+    machine.prepare_cpu()
+    args = starting.parse_arguments(__doc__.split("\n")[0], Config, PRESETS)
+    rank, _ = processes.join_processes()
+    out, lock = runs.folder_to_resume(args.out, rank) if args.resume else (None, None)
+    config, state, name = starting.starting_point(args, Config, PRESETS, REPLICA, load_checkpoint)
+    run, scenes, indices, classes, name = starting.load_data(args, config, state, name, data, rooms)
+    torch.manual_seed(config.seed)
+    model = SRay(config, classes)
+    starting.load_weights(model, args, state)
+    model = import_module("fast").faster(model.to(machine.pick_device(args.device)), args)
+    optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+    if args.resume:
+        optimiser.load_state_dict(state["optimiser"])
+    else:
+        out, lock = runs.free_folder(args.out, name) if rank == 0 else (Path(os.devnull), None)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
+    with runs.ending(out, starting.resume_command(args, out), rank) as stop:
+        train(model, optimiser, scenes, indices, out, run, state["step"] if args.resume else 0, args, stop)
+    processes.leave_processes()
+    if rank == 0:
+        runs.training_curves(out)
+        starting.evaluate(Path(__file__).with_name("08_eval.py"), out, args)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -8,11 +8,13 @@ import csv
 import errno
 import io
 import itertools
+import math
 import os
 import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -131,6 +133,30 @@ def not_a_checkpoint(path: Path, error: Exception) -> DataError:
     return DataError(f"{path}: not a checkpoint of this model ({reason}); train again or name another file")
 
 
+def save(out: Path, model, optimiser, run: dict, progress: "Progress", keep_every: int, rank: int,
+         step: int) -> None:
+    """Write a run's checkpoint.pt as it is after so many steps; before it, every keep_every steps, a copy
+    that stays. Rank 0 alone writes."""
+    run["seconds"] = progress.seconds()
+    state = {"model": model.state_dict(), "config": asdict(model.config), "classes": model.classes._asdict(),
+             "step": step, "optimiser": optimiser.state_dict(), "run": run}
+    copy = bool(step and keep_every and step % keep_every == 0)
+    for name in [f"checkpoint_{step}.pt"] * copy + ["checkpoint.pt"]:
+        if rank == 0:
+            write_state(out / name, state)
+
+
+def check_finite(step: int, parts: dict[str, float], norm: float, out: Path) -> None:
+    """DataError if the loss or its gradient's norm is not a number that one can train with."""
+    if not (math.isfinite(parts["loss"]) and math.isfinite(norm)):
+        values = ", ".join(f"{key} {value:.4g}" for key, value in parts.items())
+        raise DataError(f"step {step}: the loss is {parts['loss']}, its gradient's norm {norm:.4g} "
+                        f"({values}); "
+                        f"training stopped, the last good checkpoint is {out / 'checkpoint.pt'}; resume "
+                        f"from it "
+                        "with a lower --lr")
+
+
 # ---------------------------------------------------------------------------------------------------- the log
 
 def open_log(out: Path, first_step: int, rank: int):
@@ -186,6 +212,25 @@ class Stopped(Exception):
 
 
 @contextmanager
+def ending(out: Path, how: str, rank: int):
+    """However a training ends: asked to stop, it has saved, and the line `how` that continues it is printed;
+    without its first checkpoint it leaves no empty folder."""
+    try:
+        with asked_to_stop() as stop:
+            yield stop
+    except Stopped as stopped:
+        if rank == 0:
+            print(f"stopped at step {stopped}; everything is saved; continue with: {how}", file=sys.stderr)
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        raise DataError(f"interrupted; steps since the last checkpoint are lost; continue with: "
+                        f"{how}") from None
+    finally:
+        if rank == 0:
+            remove_empty(out)
+
+
+@contextmanager
 def asked_to_stop():
     """Ctrl-C, or the SIGTERM of a cluster that wants its machine back, fills the list given here; a second
     Ctrl-C interrupts."""
@@ -209,7 +254,7 @@ def asked_to_stop():
 class Progress:
     """A training on screen and in log.csv: steps, ETA, running means of the losses, rays a second."""
 
-    def __init__(self, out: Path, run: dict, names: list[str], first_step: int, steps: int, rays: int, rank: int):
+    def __init__(self, out: Path, run: dict, names: tuple, first_step: int, steps: int, rays: int, rank: int):
         self.names, self.first_step, self.steps, self.rays = names, first_step, steps, rays
         # a resumed run goes on from these
         self.mean, self.before = run.setdefault("mean", {}), run["seconds"]
@@ -228,7 +273,9 @@ class Progress:
         self.log.close()
 
     def seconds(self) -> float:
-        """Of training so far, in all processes that worked on the run one after the other."""
+        """Of training so far, in all processes that worked on the run one after the other. The log is
+        written, so that it is on the disk before a checkpoint that says this number."""
+        self.log.flush()
         return self.before + time.time() - self.start
 
     def wait_for(self, coming):
@@ -241,7 +288,8 @@ class Progress:
     def update(self, done: int, parts: dict[str, float]) -> None:
         """So many steps are done; the parts of the last one's loss."""
         self.bar.update()
-        self.mean.update({key: 0.98 * self.mean.get(key, parts[key]) + 0.02 * parts[key] for key in self.names})
+        for key in self.names:
+            self.mean[key] = 0.98 * self.mean.get(key, parts[key]) + 0.02 * parts[key]
         if done % 10 == 0 or done == self.steps:
             row = [done, *(f"{self.mean[key]:.5g}" for key in self.names), f"{self.seconds():.1f}"]
             csv.writer(self.log).writerow(row)

@@ -4,6 +4,7 @@ Test: pytest tests/test_support_starting.py
 """
 import argparse
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from support.datasets import check_names, find_dataset
 from support.files import DataError
+from support.frames import decode_all
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
 from support.processes import first_on_this_machine, rank_and_world
@@ -36,14 +38,17 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     add("--cache", default="cache", help="folder for decoded frames [cache]")
     add("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     add("--finetune", metavar="CKPT",
-        help="start from these weights, on the source and fine-tuning views of --scenes; the 4 test views stay out")
+        help="start from these weights, on the source and fine-tuning views of --scenes; the 4 test views "
+             "stay out")
     add("--labels", metavar="FOLDER",
-        help="train on the labels in FOLDER/SCENE/FRAME.png (pseudo labels, ids as in label-filt) instead of the "
+        help="train on the labels in FOLDER/SCENE/FRAME.png (pseudo labels, ids as in label-filt) instead "
+             "of the "
              "scenes' own; evaluation never sees them")
     add("--encoder", metavar="CKPT",
         help="start the encoder, and the 1x1 head of --source-loss, from this checkpoint's")
     add("--init", metavar="CKPT",
-        help="start every weight from this checkpoint's; data, settings and optimiser are this training's own")
+        help="start every weight from this checkpoint's; data, settings and optimiser are this training's "
+             "own")
     add("--no-eval", action="store_true", help="do not run 08_eval.py at the end")
     add("--save-every", type=int, default=1000, help="steps between checkpoints [1000]")
     add("--keep-every", type=int, default=0, help="steps between copies that stay [0: none]")
@@ -58,8 +63,8 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     group.add_argument("--compile", type=boolean, default=False, help="torch.compile the networks [false]")
     add_settings(parser, config)
     args = parser.parse_args()
-    for name, least in (("varied_rooms", 0), ("validation", 0), ("save_every", 1), ("keep_every", 0), ("piece", 0),
-                        ("workers", 0)):
+    for name in ("varied_rooms", "validation", "save_every", "keep_every", "piece", "workers"):
+        least = int(name == "save_every")
         if getattr(args, name) < least:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
     return args
@@ -85,7 +90,8 @@ def starting_point(args, config: type, presets: dict, replica: dict, load_checkp
         base = {**asdict(model.config), "steps": 2000, "lr": 5e-4, "extra_views": 0, "targets": 1}
         why = f"the settings of {args.finetune}, 2000 steps, a target each"
     else:
-        real = args.scene != "rooms" and (args.scene != "scannet" or args.data or Path("data/scannet").is_dir())
+        there = args.scene != "scannet" or args.data or Path("data/scannet").is_dir()
+        real = args.scene != "rooms" and there
         cuda = torch.cuda.is_available()
         name = args.preset or ("paper" if real and cuda else "laptop")
         base = {**asdict(config()), **presets[name], **(replica if (name, args.scene) == ("paper",
@@ -100,10 +106,11 @@ def starting_point(args, config: type, presets: dict, replica: dict, load_checkp
         raise DataError(f"--tau {c.tau}: eq. 3 needs 0 < tau <= 1")
     print(f"{why}; {c.width}x{c.height}, {c.views} source views, {c.rays} rays, {c.coarse}+{c.fine} samples, "
           f"{c.steps} steps, {pick_device(args.device)}", flush=True)
+    check_start(args, state, max(1, c.rays // c.targets) * c.targets)
     return c, state, name
 
 
-def check_start(args, state: dict | None, rays: int, world: int) -> None:
+def check_start(args, state: dict | None, rays: int) -> None:
     """DataError for flags that do not go together, before any data is made or decoded."""
     if not args.resume and args.out and (Path(args.out) / "checkpoint.pt").exists():
         raise not_free(Path(args.out))
@@ -111,6 +118,7 @@ def check_start(args, state: dict | None, rays: int, world: int) -> None:
         if getattr(args, flag) and (state or flag == "init" and args.encoder):
             raise DataError(f"--{flag}: is for new trainings; --resume, --finetune and --encoder have "
                             f"weights already")
+    world = rank_and_world()[1]
     if rays < world:
         raise DataError(f"--rays {rays}: fewer than the {world} processes that share them")
 
@@ -136,8 +144,8 @@ def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[d
     if args.resume:                                                           # the run knows its data
         return dict(state["run"]), name
     names = args.scenes.split(",") if args.scenes else None
-    found = find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, make_rooms, names, args.split,
-                         varied_rooms=args.varied_rooms)
+    found = find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, make_rooms, names,
+                         args.split, varied_rooms=args.varied_rooms)
     if args.finetune and not names:
         found.train = found.test[:1] or found.train[:1]                       # one unseen scene
     # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of
@@ -148,18 +156,18 @@ def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[d
         f"{found.kind}-{name}"
 
 
-def open_scenes(args, config, run: dict, scene_type: type, protocol, decode_all) -> tuple[list, list]:
+def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[list, list]:
     """The run's training scenes, decoded, and what may be drawn of each."""
     check_names(run["train"] + run["test"], run["root"])
-    with tqdm(run["train"], desc="reading "
-                                 "poses", unit="scene", leave=False, disable=rank_and_world()[0] > 0) as bar:
-        scenes = [scene_type(Path(run["root"]) / scene, config.height, config.width, Path(args.cache), config.every,
-                             run.get("labels")) for scene in bar]
+    quiet = rank_and_world()[0] > 0
+    with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=quiet) as bar:
+        scenes = [scene_type(Path(run["root"]) / scene, config.height, config.width, Path(args.cache),
+                             config.every, run.get("labels")) for scene in bar]
     frames = [training_frames(scene, run, config.views, protocol) for scene in scenes]
-    same = " (the same: their 4 test views are kept out of training)" if set(run["train"]) & set(run["test"]) else ""
+    same = set(run["train"]) & set(run["test"])
+    note = " (the same: their 4 test views are kept out of training)" if same else ""
     print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to "
-          f"evaluate on"
-          f"{same}", flush=True)
+          f"evaluate on{note}", flush=True)
     own = [scene.name for scene in scenes if scene.near_far]
     if own:
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "
@@ -180,13 +188,13 @@ def classes_of(scenes: list, state: dict | None, root: str) -> Classes:
     return known
 
 
-def load_data(args, config, state: dict | None, name: str, data, make_rooms, decode_all) -> tuple:
+def load_data(args, config, state: dict | None, name: str, data, rooms) -> tuple:
     """-> what the run says of itself, its scenes, their frames, the label set and the name of its folder.
     data: 01."""
     with first_on_this_machine():
-        run, name = find_run(args, config, state, name, make_rooms)
+        run, name = find_run(args, config, state, name, rooms.make_rooms)
         run["command"] = " ".join([launcher(), *sys.argv])
-        scenes, frames = open_scenes(args, config, run, data.Scene, data.protocol, decode_all)
+        scenes, frames = open_scenes(args, config, run, data.Scene, data.protocol)
     return run, scenes, frames, classes_of(scenes, state, run["root"]), name
 
 
@@ -213,3 +221,18 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
         reason = str(error).splitlines()[-1].strip()[:100]
         raise DataError(f"{path}: weights of another model ({reason}); drop the flag that changes the "
                         f"model") from None
+
+
+def resume_command(args, out: Path) -> str:
+    """The command line that continues this run."""
+    cache = f" --cache {args.cache}" if args.cache != "cache" else ""
+    return f"{launcher()} {sys.argv[0]} --resume --out {out}{cache}"
+
+
+def evaluate(script: Path, out: Path, args) -> None:
+    """Run 08 on a finished run, in one process, and end with its status; with --no-eval nothing."""
+    if not args.no_eval:
+        command = [sys.executable, str(script),
+                   "--checkpoint", str(out / "checkpoint.pt"), "--out", str(out / "eval"),
+                   "--cache", args.cache]
+        raise SystemExit(subprocess.call(command, env={**os.environ, "WORLD_SIZE": "1"}))
