@@ -1,16 +1,19 @@
 """Table 9's attention for sequences of all lengths: 04's MultiHeadAttention and CRA on valid tokens alone.
 
-A room's ray leaves most images: two thirds of its tokens (sample, view) are masked. 04 computes them and masks
-them out. Here the T valid tokens stand in a list. Sequences of like length make a block, padded to one length.
+A room's ray leaves most source images: two thirds of its tokens (sample, view) are masked. 04 computes them
+and masks them out. Here the T valid tokens stand in a list, ray by ray, sample by sample, view by view.
+Sequences of like length make a block, padded to one length:
 
-    intra-view    R V sequences of up to S tokens        cross-view    R S sequences of up to V tokens
+    along the ray    R V sequences of up to S tokens        across views    R S sequences of up to V tokens
 
-What that buys of a training step, measured by `python -m tools.benchmark --tried` on an AMD EPYC, one thread, 512
-rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a cacheful at a
-time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
+What it buys on a CPU (AMD EPYC, one thread, 512 rays, 64 + 64 samples, 8 views of 320x240), each means taken
+out of a training step and of an image: PyTorch's kernels on the same blocks 35% and 30%; blocks of like
+length instead of one of full length 24% and 12%; short sequences like long ones 14% and 10%; no tiles 10% and
+10%. `ask` saves 26% of an image with labels from 8 samples a ray, 7% of them by its products of weights. To
+measure: python -m tools.benchmark --tried.
 
-Dimension key: T tokens, P rows (tokens and padding), b sequences of a block, n tokens of each (s queries, t keys),
-C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
+Dimension key: T tokens, P rows (tokens and padding), b sequences of a block, n tokens of each (s queries, t
+keys), C channels, A heads, D head dim.     Test: pytest tests/test_fast_packed.py
 """
 import math
 from importlib import import_module
@@ -20,18 +23,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-cra = import_module("04_cra")           # key_bias; the modules whose weights are used
+from fast.tokens import Tokens
+
+cra = import_module("04_cra")           # key_bias, sample_positions; the modules whose weights are used
 
 SHORT = 8               # sequences up to this length stand side by side, unpadded
 SIZES = (*range(1, SHORT + 1), *range(16, 4097, 16))        # lengths to which sequences are padded
 TILE = 2 ** 18          # scores computed at a time: a MiB, which stays in a core's cache
 
 
+# ------------------------------------------------------------------------------------------- blocks
+
 class Block(NamedTuple):
     """Sequences of like length, padded to one length."""
     rows: slice           # of the layout's P
     shape: tuple          # (b, n): sequence after sequence; short ones (n, b): side by side
-    real: Tensor | None   # of that shape: no padding; None: all
+    real: Tensor | None   # of that shape, bool: no padding; None: all
     short: bool
 
 
@@ -48,32 +55,32 @@ def padded_length(lengths: Tensor, most: int) -> Tensor:
     return sizes[torch.bucketize(lengths, sizes)]
 
 
-def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = None, short: int = SHORT) -> Layout:
-    """B sequences of up to N: number (B, N), the token (0 .. tokens-1) at each place, mask (B, N), which places
-    count. Sequences of one size (B,) make a block, padded to it; of size 0 none."""
-    lengths, order = mask.sum(1), number[mask]                                # (B,), (T,) sequence after sequence
-    size = padded_length(lengths, mask.shape[1]) if size is None else size
+def lay_out(order: Tensor, lengths: Tensor, size: Tensor, tokens: int, short: int = SHORT) -> Layout:
+    """order: tokens, all or some of 0 .. tokens-1, sequence after sequence; lengths (B,) of the sequences.
+    Those of one size (B,) make a block, padded to it and cut into TILEs; of size 0 none."""
     first, most = lengths.cumsum(0) - lengths, int(lengths.max())
-    blocks, token, row, start = [], [], torch.zeros(tokens, dtype=torch.long), 0
+    blocks, held, reals, end = [], [order[:0]], [order[:0]], 0
     for n in size[size > 0].unique().tolist():
-        within = torch.arange(min(n, most))                                   # (n,)
-        abreast = n <= short
-        for some in (size == n).nonzero()[:, 0].split(max(1, TILE // (n * n * (8 if abreast else 1)))):
-            real = within < lengths[some, None]                               # (b, n)
-            held = order[(first[some, None] + within).clamp_(max=len(order) - 1)]       # (b, n)
-            real, held = (real.T, held.T) if abreast else (real, held)
-            full = bool(real.all())
-            rows = torch.arange(start, start + held.numel()).view(held.shape)
-            row[held if full else held[real]] = rows if full else rows[real]
-            blocks.append(Block(slice(start, start + held.numel()), held.shape, None if full else real, abreast))
-            token.append(held.flatten())
-            start += held.numel()
-    return Layout(blocks, torch.cat(token) if token else order[:0], row)
+        same, within, beside = (size == n).nonzero()[:, 0], torch.arange(min(n, most)), n <= short
+        real = within < lengths[same, None]                                   # (b, n)
+        token = order[(first[same, None] + within).clamp(max=len(order) - 1)]             # (b, n)
+        step = max(1, TILE // (n * n * (8 if beside else 1)))  # all heads of short ones together
+        for r, t in zip(real.split(step), token.split(step)):
+            r, t = (r.T, t.T) if beside else (r, t)
+            rows = slice(end, end + t.numel())
+            blocks.append(Block(rows, t.shape, None if r.all() else r, beside))
+            held.append(t.flatten())
+            reals.append(r.flatten())
+            end = rows.stop
+    token, real = torch.cat(held), torch.cat(reals).nonzero()[:, 0]           # (P,), (T,)
+    return Layout(blocks, token, torch.zeros(tokens, dtype=torch.long).index_copy(0, token[real], real))
 
+
+# ------------------------------------------------------------------------------------------- attention
 
 def products(x: Tensor, y: Tensor) -> Tensor:
-    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). Short sequences, all heads, (D, A,
-    t, b), (D, A, s, b) -> (A, t, s, b): long products of numbers instead of tiny ones of matrices."""
+    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). Short sequences, all heads,
+    (D, A, t, b), (D, A, s, b) -> (A, t, s, b): long products of numbers instead of tiny ones of matrices."""
     if x.dim() == 3:
         return torch.bmm(x.permute(1, 2, 0), y.transpose(0, 1))
     out = x[0, :, :, None] * y[0, :, None]
@@ -83,8 +90,8 @@ def products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mixture(x: Tensor, p: Tensor) -> Tensor:
-    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). Short sequences, (D, A, t, b), (A, t, s, b)
-    -> (D, A, s, b)."""
+    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). Short sequences, (D, A, t, b), (A, t,
+    s, b) -> (D, A, s, b)."""
     if x.dim() == 3:
         return torch.bmm(x.transpose(0, 1), p).transpose(0, 1)
     out = x[:, :, 0, None] * p[:, 0]
@@ -94,32 +101,35 @@ def mixture(x: Tensor, p: Tensor) -> Tensor:
 
 
 class PackedAttention(torch.autograd.Function):
-    """04's `attention` with its queries, keys and values: rows y (P, C) read each other, sequence by sequence.
+    """04's `attention`, queries, keys and values included: rows y (P, C) read each other, sequence by
+    sequence -> (C, P), before the output layer.
 
-    weight (3C, C) and bias (3C,) make queries, keys and values -> (C, P), before the output layer. The scores of a
-    block are computed, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes
-    before the queries', the faster order for products this small.
+    weight (3C, C) and bias (3C,) make queries (times log2 e / sqrt D: exp2 is faster than exp), keys and
+    values. The scores of a block are computed, used and forgotten; backward computes them again, as fused
+    kernels do. The keys' axis comes before the queries', the faster order for products this small.
     """
 
     @staticmethod
     def tiles(heads: int, blocks: list[Block], weight: Tensor, bias: Tensor, y: Tensor, *others: Tensor):
-        """For each block: what is added to its scores, which heads go together, its columns of y.T (C, ..), its
-        queries, keys and values (3, D, A, ..), and its columns of the others (A, .., P); .. is (b, n) or (n, b)."""
+        """For each block: what is added to its scores, which heads go together, its columns of y.T (C, ..),
+        its queries, keys, values (3, D, A, ..), its columns of the others (A, .., P). .. is (b, n) or (n, b).
+        """
         for rows, shape, real, short in blocks:
-            add = None if real is None else cra.key_bias(real.T if short else real, y.dtype)          # (b, n)
-            if add is not None:
+            add = None
+            if real is not None:
+                add = cra.key_bias(real.T if short else real, y.dtype)        # (b, n)
                 add = add.T[:, None] if short else add[:, :, None]            # (n, 1, b) or (b, n, 1)
             x = y[rows].T.unflatten(1, shape)                                 # (C, ..)
-            three = torch.addmm(bias[:, None], weight, x.flatten(1)).view(3, heads, -1, *shape).transpose(1, 2)
-            three[0] *= math.log2(math.e) / math.sqrt(three.shape[1])         # exp2 is faster than exp
-            yield (add, [slice(None)] if short else range(heads), x, three,
+            three = torch.addmm(bias[:, None], weight, x.flatten(1))          # (3C, rows)
+            yield (add, [slice(None)] if short else range(heads), x,
+                   three.view(3, heads, -1, *shape).transpose(1, 2),
                    *(other[..., rows].unflatten(-1, shape) for other in others))
 
     @staticmethod
     def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, heads: int, blocks: list[Block]) -> Tensor:
-        C = y.shape[1]
-        z, total = y.new_empty(heads, C // heads, len(y)), y.new_empty(heads, len(y))
-        for add, together, _, (q, k, v), z_, total_ in PackedAttention.tiles(heads, blocks, weight, bias, y, z, total):
+        z, total = y.new_empty(heads, y.shape[1] // heads, len(y)), y.new_empty(heads, len(y))
+        for tile in PackedAttention.tiles(heads, blocks, weight, bias, y, z, total):
+            add, together, _, (q, k, v), z_, total_ = tile
             z_ = z_.transpose(0, 1)                                           # (D, A, ..)
             for a in together:
                 p = products(k[:, a], q[:, a])                                # (b, t, s) or (A, t, s, b)
@@ -129,7 +139,8 @@ class PackedAttention(torch.autograd.Function):
                 p.sub_(top.unsqueeze(1)).exp2_()
                 some = p.sum(1)
                 torch.div(mixture(v[:, a], p), some, out=z_[:, a])
-                total_[a] = some.log2_().add_(top)                            # for backward: log2 of the sum
+                if any(ctx.needs_input_grad):
+                    total_[a] = some.log2_().add_(top)                        # log2 of the sum
         ctx.save_for_backward(y, weight, bias, z, total)
         ctx.how = heads, blocks
         return z.flatten(0, 1)
@@ -140,7 +151,8 @@ class PackedAttention(torch.autograd.Function):
         y, weight, bias, z, total = ctx.saved_tensors
         heads, blocks = ctx.how
         dy, dweight, dbias = torch.empty_like(y), torch.zeros_like(weight), torch.zeros_like(bias)
-        scale = math.log2(math.e) / math.sqrt(y.shape[1] // heads)
+        natural = weight.clone()                                              # d 2^x = 2^x ln 2 dx,
+        natural[:2 * y.shape[1]] *= math.log(2)                               # for queries and keys
         tiles = PackedAttention.tiles(heads, blocks, weight, bias, y, z, total, gradient.view(z.shape))
         for block, (add, together, x, (q, k, v), z_, total_, g) in zip(blocks, tiles):
             d = torch.empty(3, heads, *g.shape[1:], dtype=y.dtype)            # (3, A, D, ..) of q, k, v
@@ -156,82 +168,97 @@ class PackedAttention(torch.autograd.Function):
                 ds = products(v[:, a], g[:, a]).sub_(delta[a].unsqueeze(1)).mul_(p)
                 dq[:, a] = mixture(k[:, a], ds)
                 dk[:, a] = mixture(q[:, a], ds.transpose(1, 2))
-            d[0] *= scale * math.log(2)
-            d[1] *= math.log(2)
             d = d.view(len(weight), -1)                                       # (3C, rows)
             dweight.addmm_(d, x.flatten(1).T)
             dbias += d.sum(1)
-            torch.mm(d.T, weight, out=dy[block.rows])
+            torch.mm(d.T, natural, out=dy[block.rows])
+        for gradient in (dweight, dbias):
+            gradient[:2 * y.shape[1]] *= math.log(2)
         return dy, dweight, dbias, None, None
 
 
 def attend(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
-    """04's MultiHeadAttention of tokens x (T, C) in a layout -> (T, C), of no meaning for tokens in no row."""
+    """04's MultiHeadAttention of tokens x (T, C) in a layout -> (T, C), of no meaning for those in no row."""
     if not layout.blocks:
         return x
     y = x.index_select(0, layout.token)                                       # (P, C)
-    three = module.query, module.key, module.value
-    weight, bias = torch.cat([f.weight for f in three]), torch.cat([f.bias for f in three])
-    z = module.out(PackedAttention.apply(y, weight, bias, module.heads, layout.blocks).T)     # (P, C)
-    z = module.norm(y + (F.relu(z) if module.relu else z))
+    scale = math.log2(math.e) / math.sqrt(x.shape[1] // module.heads)
+    weight = torch.cat([module.query.weight * scale, module.key.weight, module.value.weight])
+    bias = torch.cat([module.query.bias * scale, module.key.bias, module.value.bias])
+    z = PackedAttention.apply(y, weight, bias, module.heads, layout.blocks)   # (C, P)
+    z = module.out(z.T)                                                       # (P, C)
+    z = module.norm(y + (F.relu_(z) if module.relu else z))
     return z.index_select(0, layout.row)                                      # (T, C)
 
 
 def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor:
     """attend, where the tokens of `asking` alone ask, block by block those of `reading`; without gradient.
 
-    Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo
-    Wv) sum_t p_t y_t. These products of weights are made once.
+    Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t =
+    (Wo Wv) sum_t p_t y_t. These products of weights are made once.
     """
     if not asking.blocks:
         return x
     A, C = module.heads, x.shape[1]
-    y, asker = x.index_select(0, reading.token), x.index_select(0, asking.token)      # (P, C), (Q, C)
+    y, asker = x.index_select(0, reading.token), x.index_select(0, asking.token)          # (P, C), (Q, C)
     query, key, value = (f.weight.view(A, C // A, C) for f in (module.query, module.key, module.value))
     scale = math.log2(math.e) / math.sqrt(C // A)
     # a key's bias adds the same number to all scores of a query, which changes no softmax
-    shift = torch.einsum("ad,adj->aj", module.query.bias.view(A, -1) * scale, key).flatten()          # (A C,)
-    q = torch.addmm(shift, asker, torch.einsum("adi,adj->iaj", query * scale, key).flatten(1))        # (Q, A C)
+    shift = torch.einsum("ad,adj->aj", module.query.bias.view(A, -1) * scale, key)        # (A, C)
+    both = torch.einsum("adi,adj->iaj", query * scale, key)                   # (C, A, C)
+    q = torch.addmm(shift.flatten(), asker, both.flatten(1))                  # (Q, A C)
     z = torch.empty_like(q)
-    for to, of in zip(asking.blocks, reading.blocks):
-        b, t = of.shape
-        y_, q_, z_ = y[of.rows].view(b, t, C), q[to.rows].view(b, -1, C), z[to.rows].view(b, -1, C)   # (b, s A, C)
+    for few, many in zip(asking.blocks, reading.blocks):
+        b, t = many.shape
+        y_ = y[many.rows].view(b, t, C)                                       # (b, t, C)
+        q_, z_ = (x[few.rows].view(b, -1, C) for x in (q, z))                 # (b, s A, C)
         p = torch.bmm(y_, q_.transpose(1, 2))                                 # (b, t, s A)
-        if of.real is not None:
-            p += cra.key_bias(of.real, y.dtype)[..., None]
+        if many.real is not None:
+            p += cra.key_bias(many.real, y.dtype)[..., None]
         p.sub_(p.amax(1, keepdim=True)).exp2_()
         torch.div(torch.bmm(p.transpose(1, 2), y_), p.sum(1)[..., None], out=z_)
-    answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value).reshape(-1, C)     # (A C, C)
-    z = torch.addmm(module.out(module.value.bias), z, answer)                 # (Q, C)
-    z = module.norm(asker + (F.relu(z) if module.relu else z))
+    answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value)        # (A, C, C)
+    z = torch.addmm(module.out(module.value.bias), z, answer.reshape(-1, C))  # (Q, C)
+    z = module.norm(asker + (F.relu_(z) if module.relu else z))
     return z.index_select(0, asking.row)                                      # (T, C)
 
 
-def refine(module: nn.Module, M: Tensor, mask: Tensor, index: Tensor | None, kept: Tensor | None) -> Tensor:
-    """04's CRA of valid tokens: M (T, C), mask (R, S, V) -> M'' (T, C). kept (R, S): refine these samples' tokens
-    alone -> (n, C); the others are read along the ray, but ask nothing."""
-    (R, S, V), (T, C) = mask.shape, M.shape
-    number = (mask.flatten().cumsum(0) - 1).view(mask.shape)                  # (R, S, V) which token
-    asked = None if kept is None else mask & kept[..., None]                  # (R, S, V)
+# ------------------------------------------------------------------------------------------- CRA
+
+def along_rays(tokens: Tokens, mode: str) -> tuple[Tensor, Tensor, int]:
+    """The sequences along the rays: of each view, in mode "dense" of all views together -> the tokens (T,),
+    sequence after sequence, lengths (B,), and the most there can be."""
+    R, S, V = tokens.mask.shape
+    number = (tokens.mask.flatten().cumsum(0) - 1).view(R, S, V)              # which token
+    if mode == "dense":
+        return number[tokens.mask], tokens.mask.sum((1, 2)), S * V            # R sequences
+    by_view = tokens.mask.transpose(1, 2)                                     # (R, V, S)
+    return number.transpose(1, 2)[by_view], by_view.sum(2).flatten(), S       # R V sequences
+
+
+def refine(module: nn.Module, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+    """04's CRA of valid tokens: M (T, C) -> M'' (T, C). kept (T,) bool: refine these alone -> (n, C); the
+    others are read along the ray, but ask nothing."""
+    (R, S, V), T, sample = tokens.mask.shape, len(M), tokens.sample           # sample (T,)
     if module.mode in ("intra", "full", "dense"):
-        if module.mode == "dense":                                            # R sequences of up to S V
-            by_sequence, layer = (lambda x: x.flatten(1)), module.dense
-        else:                                                                 # R V sequences of up to S
-            by_sequence, layer = (lambda x: x.transpose(1, 2).flatten(0, 1)), module.L4
-        L2 = cra.sample_positions(S if index is None else index, C).to(M.dtype)   # (S, C) or (R, S, C)
-        ray, sample, _ = mask.nonzero(as_tuple=True)                          # (T,) each
-        M = M + L2.view(-1, C).index_select(0, sample if index is None else ray * S + sample)         # L3
-        if asked is None:
-            M = attend(layer, M, lay_out(by_sequence(number), by_sequence(mask), T))
+        L2 = cra.sample_positions(S if index is None else index, M.shape[1]).to(M.dtype)      # (.., S, C)
+        L2 = L2.view(-1, M.shape[1]).index_select(0, sample % S if index is None else sample)
+        L3, layer = M + L2, module.dense if module.mode == "dense" else module.L4
+        order, lengths, most = along_rays(tokens, module.mode)
+        size = padded_length(lengths, most)                                   # (B,)
+        if kept is None:
+            M = attend(layer, L3, lay_out(order, lengths, size, T))           # M'
         else:
-            number, mask_, asked_ = by_sequence(number), by_sequence(mask), by_sequence(asked)
-            size = padded_length(mask_.sum(1), mask_.shape[1]) * asked_.any(1)            # (B,)
-            reading, asking = (lay_out(number, x, T, size, short=0) for x in (mask_, asked_))
-            M = ask(layer, M, reading, asking)                                # M'
-    if asked is not None:
-        M = M.index_select(0, asked[mask].nonzero()[:, 0])                    # (n, C)
-        mask = asked
+            asks = kept[order]                                                # (T,)
+            count = torch.arange(len(size)).repeat_interleave(lengths)[asks].bincount(minlength=len(size))
+            size = size * (count > 0)
+            reading = lay_out(order, lengths, size, T, short=0)
+            M = ask(layer, L3, reading, lay_out(order[asks], count, size, T, short=0))        # M'
+    if kept is not None:
+        some = kept.nonzero()[:, 0]
+        M, sample = M.index_select(0, some), sample.index_select(0, some)     # (n, C), (n,)
     if module.mode in ("cross", "full"):                                      # R S sequences of up to V
-        number = (mask.flatten().cumsum(0) - 1).view(-1, V)
-        M = attend(module.L6, M, lay_out(number, mask.flatten(0, 1), len(M))) # M''
+        lengths = sample.bincount(minlength=R * S)
+        layout = lay_out(torch.arange(len(M)), lengths, padded_length(lengths, V), len(M))
+        M = attend(module.L6, M, layout)                                      # M''
     return M

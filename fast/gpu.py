@@ -1,22 +1,28 @@
-"""What speeds S-Ray up on a GPU: the fused attention kernel, bfloat16, torch.compile."""
+"""What a GPU gains from: the fused attention kernel, bfloat16, torch.compile. Nothing of the lessons changes
+but how their modules are run.
+
+04's fused_attention never stores the scores: on one NVIDIA H100 dense attention (Table 9's last row) at 1024
+rays, 64 samples and 8 views does not fit without it. `python -m tools.benchmark --device cuda` times a step
+eager, in bfloat16 (1.0 to 1.2 times as fast) and compiled (docs/speed.md).
+"""
 from importlib import import_module
 
 import torch
 from torch import nn
 
-cra = import_module("04_cra")
+cra = import_module("04_cra")      # MultiHeadAttention, fused_attention
 
 
-def fuse(module: nn.Module) -> nn.Module:
-    """Every MultiHeadAttention in the module by PyTorch's fused kernel, which never stores the scores."""
-    for part in module.modules():
-        if isinstance(part, cra.MultiHeadAttention):
-            part.attend = cra.fused_attention
-    return module
+def fused(level: nn.Module) -> nn.Module:
+    """The level itself, all its attention by PyTorch's fused kernel."""
+    for module in level.modules():
+        if isinstance(module, cra.MultiHeadAttention):
+            module.attend = cra.fused_attention
+    return level
 
 
-def in_bfloat16(module: nn.Module) -> None:
-    """The module's layers in bfloat16, its output in float32."""
+def run_in_bfloat16(module: nn.Module) -> None:
+    """The module's layers compute in bfloat16, its output is float32."""
     forward = module.forward
 
     def cast(*inputs):
@@ -25,20 +31,18 @@ def in_bfloat16(module: nn.Module) -> None:
     module.forward = cast
 
 
-def networks(level: nn.Module) -> list[nn.Module]:
-    """A level's attentions and MLPs. Between them are cameras and sums over views, which need float32."""
-    g = level.geometry
-    return [g.L1, g.L2, g.L8, g.L9, g.L10, g.L11, g.blend, level.cra, level.weights.L2, level.head]
-
-
-def on_gpu(model: nn.Module, bf16: bool = False, compile: bool = False) -> nn.Module:
-    """The model itself, its two levels and its encoder set to compute so."""
+def use_bfloat16(model: nn.Module) -> None:
+    """The encoder, CRA and the heads' MLPs in bfloat16. Between them are cameras, lookups and sums over the
+    views, after them rendering and losses: these need float32."""
+    run_in_bfloat16(model.encoder)
     for level in (model.coarse, model.fine):
-        fuse(level)
-        for part in networks(level) if bf16 else []:
-            in_bfloat16(part)
-        for part in (level.reprojection, level.geometry, level.cra, level.weights) if compile else []:
-            part.compile()                                                    # a minute or more at the start
-    if bf16:
-        in_bfloat16(model.encoder)
-    return model
+        for module in (*level.geometry.children(), level.cra, *level.weights.children(), level.head):
+            run_in_bfloat16(module)
+
+
+def use_compiler(model: nn.Module) -> None:
+    """torch.compile the levels' modules: a minute or more at the first step; on a CPU it needs a C++
+    compiler."""
+    for level in (model.coarse, model.fine):
+        for module in (level.reprojection, level.geometry, level.cra, level.weights):
+            module.compile()
