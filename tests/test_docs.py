@@ -17,7 +17,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (
     *ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results/README.md", ROOT / "weights/README.md"))
-TYPED = re.compile(r"(?<!`)`((?:OMP_NUM_THREADS=1 )?(?:python|torchrun)\s[^`]+)`|^((?:python|torchrun) .+)$", re.M)
+TYPED = re.compile(
+    r"(?<!`)`((?:OMP_NUM_THREADS=1 )?(?:python|torchrun)\s[^`]+)`|^((?:python|torchrun) .+)$", flags=re.M)
 THEIRS = "download-scannet.py"                   # comes with ScanNet, not with us
 OLD = "603a4e8"                                  # a heading or a line with it may have old commands
 TABLES = {"Table 8": 22, "Table 9": 6, "Table 10": 3, "Table 11": 11}
