@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from support.datasets import check_names, find_dataset
+from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, find_dataset
 from support.files import MAX_PIXELS, DataError
 from support.frames import decode_all
 from support.labels import SCANNET, Classes, other_classes
@@ -67,6 +67,8 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
         least = int(name == "save_every")
         if getattr(args, name) < least:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.varied_rooms > TEST_ROOM - VARIED_ROOM:  # the next seeds are test rooms
+        raise DataError(f"--varied-rooms {args.varied_rooms}: must be at most {TEST_ROOM - VARIED_ROOM}")
     return args
 
 
