@@ -97,7 +97,7 @@ import_module('00_rooms').make_rooms('rooms', [0, 9000], frames=24, width=64, he
         time.sleep(0.002)
     process.kill()
     process.wait()
-    assert not (tmp_path / "rooms/room9000_00").exists() and list_scenes(tmp_path / "rooms") == ["room0000_00"]
+    assert list_scenes(tmp_path / "rooms") == ["room0000_00"]
     for name in ("rooms", "others"):
         rooms.make_rooms(tmp_path / name, [0, 9000], frames=24, width=64, height=48, workers=1)
     files = [path for path in (tmp_path / "others").rglob("*.*") if path.is_file()]
