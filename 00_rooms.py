@@ -134,7 +134,7 @@ def illuminate(room, point, normal):
         to = np.stack([point[k] - np.float32(position[k]) for k in range(3)])  # (3, N) lamp to point
         distance2 = (to * to).sum(0)
         cos = np.maximum(-sum(to[k] * normal[k] for k in range(3)) / np.sqrt(distance2), 0)
-        strength = cos * lit(shadow, to, cos) / (distance2 + .6)  # a lamp has a size: finite light close to it
+        strength = cos * lit(shadow, to, cos) / (distance2 + .6)  # lamps have a size: no pole at 0
         light = [light[c] + strength * np.float32(power[c]) for c in range(3)]
     return light
 

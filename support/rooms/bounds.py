@@ -4,7 +4,7 @@ import numpy as np
 
 def rectangles(parts, c2w, K, height, width):
     """(p, (rows, columns)) of every part that may be in the picture: slices of pixels around its eight
-    corners there; all pixels where a corner lies behind the camera. Without the first six, the room's own faces."""
+    corners there; all pixels where a corner lies behind the camera. The room's own six faces are left out."""
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
     corners = parts["centre"][:, None] + np.einsum("pij,cj,pj->pci", parts["rot"], signs, parts["half"])
     cam = (corners - c2w[:3, 3]) @ c2w[:3, :3]  # (P, 8, 3)
