@@ -8,14 +8,15 @@ one ray a pixel, and writes them in the layout of a ScanNet export, which 01_dat
 
 One pixel, start to end:
 1. Ray. Pixel (u, v) of a camera at c sees the points  c + z R K⁻¹ [u, v, 1]ᵀ;  the number z *is* the depth.
-2. Local frame. A part is a unit cube, cylinder or ball, scaled by S, turned by Q, moved to m. In its frame
-   the same ray is  o + z d  with  o = S⁻¹ Qᵀ (c − m)  and  d = M [u, v, 1]ᵀ,  M = S⁻¹ Qᵀ R K⁻¹.
+2. Local frame. A part is a unit cube, cylinder or ball, scaled by S (`half`), turned by Q (`rot`), moved to
+   m (`centre`). There the ray is  o + z d  with  o = S⁻¹ Qᵀ (c − m),  d = M [u, v, 1]ᵀ,  M = S⁻¹ Qᵀ R K⁻¹.
 3. Slab test.  |o_k + z d_k| ≤ 1  holds from  z = −o_k/d_k − |1/d_k|  to  z = −o_k/d_k + |1/d_k|.  The ray is
    in the cube where this holds for k = x, y and z; in the ball where  |o + z d|² ≤ 1,  a quadratic in z.
 4. Z-buffer. Of all parts, the pixel keeps the one that its ray enters first: depth and label.
 5. Shading, the same from every view (Lambertian):
        colour = albedo · (ambient + Σ_lamps power · lit · cosθ / (distance² + 0.6) + emitted).
-   `lit` says whether the lamp sees the point. It comes from the same z-buffer, seen from the lamp.
+   `lit` says whether the lamp sees the point. It comes from the same z-buffer, seen from the lamp. A tone
+   curve as a film's and a square root (sRGB, roughly) make bytes of it.
 
 What makes the task honest: all classes draw colours from one palette, so a pixel's colour does not give its
 class away. The camera moves by about 0.25 m and 13° a frame, so copying the nearest view is a poor answer.
@@ -134,7 +135,7 @@ def illuminate(room, point, normal):
         to = np.stack([point[k] - np.float32(position[k]) for k in range(3)])  # (3, N) lamp to point
         distance2 = (to * to).sum(0)
         cos = np.maximum(-sum(to[k] * normal[k] for k in range(3)) / np.sqrt(distance2), 0)
-        strength = cos * lit(shadow, to, cos) / (distance2 + .6)  # lamps have a size: no pole at 0
+        strength = cos * lit(shadow, to, cos) / (distance2 + .6)  # 0.6: a lamp has a size
         light = [light[c] + strength * np.float32(power[c]) for c in range(3)]
     return light
 

@@ -58,7 +58,7 @@ def _measure(rng, varied):
     """size (3,) of the room and loop (4,) of the camera, see Room."""
     size = np.array([rng.uniform(4.0, 4.9), rng.uniform(4.0, 4.9), rng.uniform(2.4, 2.8)])
     loop = np.array([*rng.uniform(-.1, .1, 2), *np.minimum(rng.uniform(1.0, 1.2, 2), size[:2] / 2 - .9)])
-    if varied:
+    if varied:  # drawn anew
         size = np.array([*rng.uniform(3.8, 8.5, 2), rng.uniform(2.3, 3.3)])
         loop[2:] = np.minimum(rng.uniform(.4, .7, 2) * size[:2] / 2, size[:2] / 2 - .9)
     return size, loop
