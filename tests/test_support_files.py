@@ -44,10 +44,11 @@ def test_a_disk_that_is_full_or_read_only_is_one_line_with_the_file(tmp_path, mo
 # ----------------------------------------------------------------------------------------------------- images
 
 def test_an_image_that_claims_to_be_huge_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr("PIL.Image.Image.load", lambda self: pytest.fail("it was decoded"))
     path = tmp_path / "0.png"
     small = np.zeros((2, 2), np.uint8)
     iio.imwrite(path, small)
+    assert files.read_image(path).shape == (2, 2)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
     content = bytearray(path.read_bytes())
     for side, words in ((9000, "claims to be 9000x9000, more than"), (2 ** 31 - 1, "")):
         content[16:24] = 2 * side.to_bytes(4, "big")
