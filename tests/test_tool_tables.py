@@ -51,7 +51,7 @@ class Recorder(experiments.Bench):
         flags = [str(f) for f in flags]
         self.ran.append((script, flags))
         out = Path(flag(flags, "--out"))
-        assert flags[-2] == "--out"                                           # training_seconds reads it there
+        assert flags[-2] == "--out"         # training_seconds reads it there
         if "--labels" in flags:
             assert (Path(flag(flags, "--labels")) / "metrics.json").exists()
         out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ class Recorder(experiments.Bench):
 
 
 ROWS = {
-    "1": ["1/0", "0.75/0.25", "0.5/0.5", "0.25/0.75", "0/1"], "2": list(tables.MODES), "3": list(tables.MODES),
+    "1": ["1/0", "0.75/0.25", "0.5/0.5", "0.25/0.75", "0/1"],
+    "2": list(tables.MODES), "3": list(tables.MODES),
     "4": ["1", "0.8", "0.7", "0.5", "0.2"], "5": ["S-NeRF", "S-Ray"],
     "6": ["MVSNeRF (quoted)", "IBRNet (quoted)", "NeuRay (quoted)", "S-Ray (quoted)",
           "S-Ray, ours, on rooms in these layouts", "nearest source view copied, rooms in these layouts"],
@@ -112,7 +113,7 @@ def test_each_table_has_the_papers_rows_and_as_many_cells_as_columns(tmp_path, m
         assert "rooms" in text and ("compare the order of rows" in text or number == "6")
         assert found["rows"] == rows and found["commands"]
     trainings = [flags for script, flags in bench.ran if script == "07_train.py"]
-    assert len(trainings) == 1 + 4 + 4 + 4 + 1 + 3                            # the base, Table 2's rows are shared
+    assert len(trainings) == 1 + 4 + 4 + 4 + 1 + 3      # the base and Table 2's rows are shared
 
 
 def test_rows_differ_in_what_the_row_says_and_in_nothing_else(tmp_path):
@@ -210,8 +211,8 @@ def test_a_failing_command_ends_the_table_with_one_line(tmp_path):
 def test_what_a_table_cannot_do_is_said_in_one_line(tmp_path):
     for flags, words in ((["4", "--checkpoint", "x.pt"], "4 compares trainings"),
                          (["beyond", "--preview", "0"], "must be 1 or more")):
-        done = subprocess.run([sys.executable, "-m", "tools.tables", *flags], cwd=tmp_path, capture_output=True,
-                              text=True)
+        command = [sys.executable, "-m", "tools.tables", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
@@ -220,14 +221,14 @@ def test_what_a_table_cannot_do_is_said_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_captures_in_either_layout_are_imported_with_the_cameras_they_were_written_with(box, tmp_path):
     K = box.K.copy()
-    K[1, 1], K[:2, 2] = K[0, 0], [31.5, 23.5]                                 # one focal length, axis in the middle
+    K[1, 1], K[:2, 2] = K[0, 0], [31.5, 23.5]    # one focal length, axis in the middle
     poses = np.stack([box.camera(i) for i in range(20)])
     images, depths, _ = zip(*(box.photograph(K, pose, 48, 64) for pose in poses))
     captures.write_blender(tmp_path / "blender" / "box", images, K, poses)
     captures.write_llff(tmp_path / "llff" / "box", images, K, poses, depths)
     for layout in ("blender", "llff"):
-        done = subprocess.run([sys.executable, "-m", "tools.import_scenes", layout, "--out", f"{layout}-imported"],
-                              cwd=tmp_path, capture_output=True, text=True)
+        command = [sys.executable, "-m", "tools.import_scenes", layout, "--out", f"{layout}-imported"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         scene = data.Scene(tmp_path / f"{layout}-imported" / "box", 48, 64, tmp_path / "cache")
         torch.testing.assert_close(scene.c2w, torch.tensor(poses, dtype=torch.float32), atol=1e-5, rtol=0)
@@ -240,7 +241,8 @@ def test_cameras_of_the_captures_are_upright_and_look_where_they_should():
     room = rooms.make_room(TEST_ROOM)
     for poses in (captures.orbit(room), captures.forward_facing(room)):
         rotation = poses[:, :3, :3]
-        np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.eye(3) + 0 * rotation, atol=1e-12)
+        square = rotation @ rotation.transpose(0, 2, 1)
+        np.testing.assert_allclose(square, np.eye(3) + 0 * rotation, atol=1e-12)
         assert (np.linalg.det(rotation) > 0).all() and (rotation[:, 2, 1] < 0).all()    # its down is down
     around = captures.orbit(room)
     towards = np.array([0, 0, 1.1]) - around[:, :3, 3]
@@ -301,7 +303,8 @@ def test_rendering_at_the_true_depth_asks_the_fine_level_there_and_nowhere_else(
     for r in range(2):
         torch.testing.assert_close(found["S-Ray, true depth"][r], logits[r, nearest[r]])
         torch.testing.assert_close(found["colour at true depth"][r], colours[r, nearest[r]])
-    assert set(found) == {"S-Ray", "S-Ray, true depth", "colour", "colour at true depth", "2D", "2D, true depth"}
+    assert set(found) == {"S-Ray", "S-Ray, true depth", "colour", "colour at true depth", "2D",
+                          "2D, true depth"}
 
 
 def test_consistency_counts_pixels_that_land_on_the_label_they_left_with(box_views):
@@ -309,7 +312,7 @@ def test_consistency_counts_pixels_that_land_on_the_label_they_left_with(box_vie
     agree, total = beyond.consistency(truth, box_views)
     assert total > 3000 and agree / total > 0.95                              # exact labels, nearest pixels
     one = [torch.zeros_like(x) for x in truth]
-    assert beyond.consistency(one, box_views) == (total, total)               # one label is consistent, if wrong
+    assert beyond.consistency(one, box_views) == (total, total)    # one label is consistent, if wrong
     turns = [torch.full_like(x, i % 2) for i, x in enumerate(truth)]
     assert beyond.consistency(turns, box_views) == (0, total)
     none = data.Views(**{**vars(box_views), "depth": 0 * box_views.depth})
@@ -328,7 +331,7 @@ def test_every_second_row_and_column_is_what_all_of_them_say_there(box_folder, t
             torch.testing.assert_close(some[way], every[way].view(36, 48, -1)[::2, ::2].flatten(0, 1))
     assert len(asked) == 8 and whole.keys() == part.keys() and part["truth"]["miou"] == 100
     assert {row["consistency"] for row in part.values()} == {None} and whole["truth"]["consistency"] > 80
-    assert part["S-Ray"]["psnr"] == pytest.approx(whole["S-Ray"]["psnr"], abs=2)      # other pixels, same views
+    assert part["S-Ray"]["psnr"] == pytest.approx(whole["S-Ray"]["psnr"], abs=2)  # others, same views
 
 
 # ---------------------------------------------------------------------------------------------------- figures
