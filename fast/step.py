@@ -1,10 +1,10 @@
-"""A training step on several cores: 07's training_step, with each of its targets on a core of its own, or, of a
-single one, each piece of its rays.
+"""A training step on several cores: 07's training_step, with each of its targets on a core of its own, or, of
+a single one, each piece of its rays.
 
-What it buys: 0.22 s instead of 0.34 s a step of the laptop preset on two cores of an AMD EPYC, where otherwise two
-threads share every small operation (`python 07_train.py --scene rooms --preset laptop --steps 50 --no-eval`, then
-with `--workers 1`). Processor time stays what it is. Gradients are added in order: the result does not depend on
-who finishes first.
+What it buys: 0.22 s instead of 0.34 s a step of the laptop preset on two cores of an AMD EPYC, where
+otherwise two threads share every small operation (`python 07_train.py --scene rooms --preset laptop --steps
+50 --no-eval`, then with `--workers 1`). Processor time stays what it is. Gradients are added in order: the
+result does not depend on who finishes first.
 
 Test: pytest tests/test_fast_step.py
 """
@@ -24,7 +24,8 @@ def add_up(gradients) -> Tensor | None:
 
 
 class StepOnCores:
-    """07's training_step, called as it is. lesson: the module that has it, and batch_loss, source_view_loss ..."""
+    """07's training_step, called as it is. lesson: the module that has it, and batch_loss, source_view_loss
+    ..."""
 
     def __init__(self, lesson, workers: int = 0):
         self.lesson, self.workers, self.pool = lesson, workers, None
@@ -53,9 +54,10 @@ class StepOnCores:
         parts = sum(parts for _, parts in found) / T                          # (4,)
         return dict(zip(self.lesson.PARTS, processes.sum_over_processes(*parts.tolist())))
 
-    def batch_gradients(self, model, batch, generator: torch.Generator, mine: slice, piece: int, run) -> tuple:
-        """The gradient of one batch's loss for each parameter, None where no loss reaches it, and its PARTS (4,).
-        run: map, or that of a pool. torch.autograd.grad, for threads that share .grad would add in any order."""
+    def batch_gradients(self, model, batch, generator: torch.Generator, mine: slice, piece: int, run):
+        """The gradient of one batch's loss for each parameter, None where no loss reaches it, and its PARTS
+        (4,). run: map, or that of a pool. torch.autograd.grad, for threads that share .grad would add in any
+        order."""
         lesson, c, V, R = self.lesson, model.config, len(batch.sources.K), len(batch.pixels)
         parameters = list(model.parameters())
         features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))   # (N, C, h, w)
@@ -67,7 +69,7 @@ class StepOnCores:
         def backward(loss: Tensor, parts: Tensor) -> tuple:
             """A piece's gradients for the features and the parameters."""
             return torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True), parts
-        found = list(run(lambda some: backward(*lesson.batch_loss(model, sources, batch, some, jitter)),
+        found = list(run(lambda part: backward(*lesson.batch_loss(model, sources, batch, part, jitter)),
                          rays.split(piece or R)))
         if c.source_loss:
             labels = torch.cat([batch.sources.labels, batch.extra_labels])    # (N, H, W)
