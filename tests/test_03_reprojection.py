@@ -140,10 +140,21 @@ def test_points_at_a_camera_centre_or_at_infinity_give_finite_values_and_gradien
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 
+def test_a_point_that_is_no_number_is_in_no_view_and_looked_up_at_a_pixel_that_is_one(monkeypatch):
+    """After a step that was too large: grid_sample's gradient at nan is a segmentation fault."""
+    points, *rest = scene()
+    points[0, 1] = torch.nan
+    pixels, lookup = [], reprojection.lookup
+    monkeypatch.setattr(reprojection, "lookup", lambda maps, at, n: pixels.append(at) or lookup(maps, at, n))
+    context = reproject(points, *rest)
+    assert not context.mask[0, 1].any() and context.mask.any()
+    assert len(pixels) == 2 and all(torch.isfinite(at).all() for at in pixels)
+
+
 def test_direction_differences_of_a_right_angle_by_hand():
     point = torch.tensor([[[1.0, 0.0, 2.0]]])
     query, sources = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[-3.0, 0.0, 2.0], [1.0, 0.0, -5.0]])
-    found = reprojection.direction_differences(point[:, :, None], query, sources)
+    found = reprojection.direction_differences(point, query, sources)
     expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])               # +x against +z; the same direction
     torch.testing.assert_close(found[0, 0], expected)
 

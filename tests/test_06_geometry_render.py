@@ -349,14 +349,13 @@ def test_constant_density_matches_the_closed_form():
     assert float(weights.sum()) == pytest.approx(1 - math.exp(-sigma * (far - near)), abs=1e-12)
 
 
-@pytest.mark.parametrize("with_delta", [True, False])
-def test_rendering_weights_equal_a_loop_of_alpha_compositing(with_delta):
-    sigma, delta = 3 * uniform(R, S), uniform(R, S, seed=1) if with_delta else None
+def test_rendering_weights_equal_a_loop_of_alpha_compositing():
+    sigma, delta = 3 * uniform(R, S), uniform(R, S, seed=1)
     weights = geometry.rendering_weights(sigma, delta)
     for r in range(R):
         light = 1.0
         for s in range(S):
-            alpha = 1 - math.exp(-float(sigma[r, s]) * (float(delta[r, s]) if with_delta else 1))
+            alpha = 1 - math.exp(-float(sigma[r, s] * delta[r, s]))
             assert float(weights[r, s]) == pytest.approx(light * alpha, abs=1e-12)
             light *= 1 - alpha
     assert (weights >= 0).all() and (weights.sum(-1) <= 1).all()
@@ -375,7 +374,7 @@ def test_an_opaque_sample_renders_exactly_itself(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1e10])
 def test_weights_and_gradients_are_finite_at_the_extremes(dtype, value):
-    for delta in (None, torch.full((1, S), 0.1, dtype=dtype)):
+    for delta in (torch.full((1, S), length, dtype=dtype) for length in (0.1, 1.0)):
         sigma = torch.full((1, S), value, dtype=dtype, requires_grad=True)
         weights = geometry.rendering_weights(sigma, delta)
         (weights * torch.arange(1, S + 1)).sum().backward()

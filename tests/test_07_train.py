@@ -1,7 +1,6 @@
 """07_train.py: the assembled model, its losses, a training step, the loop, and what a checkpoint holds."""
 import math
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from importlib import import_module
 from itertools import product
@@ -529,74 +528,71 @@ def loss_in_one_graph(model, batch, generator):
 MIXED = replace(SMALL, rays=29, source_loss=0.5, lambda1=0.3, lambda2=1.7)
 
 
+def gradients_of(model):
+    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
 @pytest.mark.parametrize("piece", [0, 1, 7, 64])
 def test_rays_in_pieces_give_the_loss_and_the_gradient_of_them_all(scene, piece):
     model, batch = make_model(MIXED), draw(scene, MIXED)
     batch.labels[:9] = -1  # pieces with few labelled rays, or none
-    found, parts = training.batch_gradients(model, batch, training.generator_of(0, 3), piece=piece)
-    loss = loss_in_one_graph(model, batch, training.generator_of(0, 3))
-    expected = torch.autograd.grad(loss, list(model.parameters()))
-    assert float(parts[3]) == pytest.approx(loss.item(), rel=1e-5)
-    semantic, photometric, source, _ = parts.tolist()
+    for _ in range(2):                                                    # a second time nothing is left over
+        parts = training.training_step(model, [batch], 3, piece)
+    loss = loss_in_one_graph(model, batch, training.generator_of(MIXED.seed + 1, 3))
+    assert tuple(parts) == training.PARTS and parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    semantic, photometric, source, _ = parts.values()
     assert loss.item() == pytest.approx(0.3 * semantic + 1.7 * photometric + 0.5 * source, rel=1e-5)
-    for a, b in zip(found, expected, strict=True):
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(gradients_of(model), expected, strict=True):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-3)
 
 
-def test_the_shares_of_a_batch_sum_to_its_gradient(scene):
-    model, batch = make_model(MIXED), draw(scene, MIXED)
-    whole, parts = training.batch_gradients(model, batch, training.generator_of(0, 3))
-    halves = [training.batch_gradients(model, batch, training.generator_of(0, 3), mine)
-              for mine in (slice(0, 11), slice(11, 29))]
-    torch.testing.assert_close(halves[0][1] + halves[1][1], parts)
-    for expected, a, b in zip(whole, halves[0][0], halves[1][0], strict=True):
-        torch.testing.assert_close(a + b, expected, atol=2e-5, rtol=1e-3)
-
-
-def test_what_no_loss_reaches_has_no_gradient(scene):
-    model, batch = make_model(), draw(scene)                                # no source loss: its head is idle
-    found, _ = training.batch_gradients(model, batch, training.generator_of(0, 3))
-    names = [name for name, _ in model.named_parameters()]
-    idle = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
-    assert idle == ["source_head.weight", "source_head.bias"]
-    assert all(torch.isfinite(gradient).all() for gradient in found if gradient is not None)
-
-
-@pytest.fixture
-def one_thread():
-    """A sum over threads depends on their number, in its last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("targets", [1, 3])
-def test_a_pool_of_cores_changes_no_bit_of_the_gradient(scene, one_thread, targets):
-    config = replace(MIXED, targets=targets, rays=29 * targets)
-    model = make_model(config)
-    batches = training.draw_batches([scene], [list(range(len(scene)))], config, 0)
-    found = []
-    for pool in (None, ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,))):
-        parts = training.training_step(model, batches, 5, 8, pool)
-        found.append((parts, [p.grad.clone() for p in model.parameters()]))
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
-
-
-def test_a_step_of_several_targets_has_the_gradient_of_the_mean_of_their_losses(scene):
+@pytest.mark.parametrize("piece", [0, 5])
+def test_a_step_of_several_targets_has_the_gradient_of_the_mean_of_their_losses(scene, piece):
     config = replace(MIXED, targets=3, extra_views=2)
     model = make_model(config)
     batches = training.draw_batches([scene], [list(range(len(scene)))], config, 0)
     assert [len(b.pixels) for b in batches] == [9, 9, 9] and all(len(b.extra_images) == 2 for b in batches)
-    parts = training.training_step(model, batches, 5)
-    got = [p.grad.clone() for p in model.parameters()]
+    parts = training.training_step(model, batches, 5, piece)
     graphs = [loss_in_one_graph(model, b, training.generator_of(config.seed + 1 + i, 5))
               for i, b in enumerate(batches)]
     loss = sum(graphs) / 3
-    assert parts["loss"] == pytest.approx(loss.item(), rel=1e-5) and tuple(parts) == training.PARTS
-    for a, b in zip(got, torch.autograd.grad(loss, list(model.parameters())), strict=True):
+    assert parts["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(gradients_of(model), expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("cut", [0, 11])
+def test_the_shares_of_two_processes_sum_to_the_whole_step(scene, monkeypatch, cut):
+    """One of them may have nothing of a target."""
+    model, batches = make_model(MIXED), [draw(scene, MIXED), draw(scene, MIXED, 1)]
+    whole, expected = training.training_step(model, batches, 3), gradients_of(model)
+    parts, found = [], []
+    for shares in ((slice(0, cut), slice(0, 29)), (slice(cut, 29), slice(29, 29))):
+        monkeypatch.setattr(training.processes, "share", lambda R, T, i: shares[i])
+        parts.append(training.training_step(model, batches, 3))
+        found.append(gradients_of(model))
+    for name in whole:
+        assert parts[0][name] + parts[1][name] == pytest.approx(whole[name], rel=1e-5)
+    for sum_of_both, a, b in zip(expected, *found, strict=True):
+        torch.testing.assert_close(a + b, sum_of_both, atol=2e-5, rtol=1e-3)
+
+
+def test_what_no_loss_reaches_has_no_gradient(scene):
+    model = make_model()                                                    # no source loss: its head is idle
+    training.training_step(model, [draw(scene)], 3)
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    assert idle == ["source_head.weight", "source_head.bias"]
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_step_encodes_each_source_set_once(scene, monkeypatch):
+    model, batches = make_model(MIXED), [draw(scene, MIXED), draw(scene, MIXED, 1)]
+    counts = []
+    model.encoder.register_forward_hook(lambda module, x, y: counts.append(len(x[0])))
+    training.training_step(model, batches, 3, 4)
+    assert counts == [3, 3]
 
 
 def test_rays_without_labels_train_the_colours_alone(scene):
@@ -634,7 +630,7 @@ def looped(scene, out, config, first_step=0, state=None, stop_after=10 ** 9, **f
     if state:
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-    args = Namespace(**{"save_every": 1000, "keep_every": 0, "piece": 0, "workers": 1, **flags})
+    args = Namespace(**{"save_every": 1000, "keep_every": 0, "piece": 0, **flags})
     run, frames = state["run"] if state else {"seconds": 0.0}, [list(range(len(scene)))]
     out.mkdir(exist_ok=True)
     training.train(model, optimiser, [scene], frames, out, run, first_step, args, optimiser.stop)

@@ -55,13 +55,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         processes.join_processes()
 
 
-def test_the_sum_of_gradients_passes_over_those_that_are_not_there():
-    a, b = torch.tensor([1.0, 2]), torch.tensor([10.0, 20])
-    assert processes.add_up([None, None]) is None and processes.add_up([]) is None
-    assert processes.add_up([None, a, None, b]).tolist() == [11, 22] and a.tolist() == [1, 2]
-    assert processes.add_up(iter([a])) is a
-
-
 # ---------------------------------------------------------------------------------------------- two processes
 
 GRADIENTS = {   # of both processes, each parameter's: there in both, in one, in none
