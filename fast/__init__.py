@@ -5,8 +5,8 @@ Nothing is imported before it is asked for.
 
 
 def faster(model, step, args):
-    """07's model and training_step, computing by fast/ on the model's device: args.fast "true" or "auto", which
-    first compare them with the lessons; args.bf16, args.compile, args.workers."""
+    """07's model and training_step, computing by fast/ on the model's device: args.fast "true" or "auto",
+    which first compare them with the lessons; args.bf16, args.compile, args.workers."""
     from fast import choice
     return choice.faster(model, step, args)
 

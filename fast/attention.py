@@ -15,7 +15,8 @@ TILE = 2 ** 18          # scores of packed sequences computed at a time: a MiB s
 
 
 def padded_length(lengths: Tensor, most: int) -> Tensor:
-    """To which of SIZES, or to `most`, the most there can be, sequences of these lengths (N,) are padded: (N,)."""
+    """To which of SIZES, or to `most`, the most there can be, sequences of these lengths (N,) are padded:
+    (N,)."""
     sizes = torch.tensor((0, *(n for n in SIZES if n < most), most))
     return sizes[torch.bucketize(lengths, sizes)]
 
@@ -25,7 +26,8 @@ class Block(NamedTuple):
     count: int            # b  sequences
     length: int           # n  rows of each
     real: Tensor | None   # (b, n), or short (n, b): which of them are no padding; None: all
-    short: bool = False   # rows in the order (n, b), all sequences abreast, instead of (b, n), one after the other
+    # rows in the order (n, b), all sequences abreast, instead of (b, n), one after the other
+    short: bool = False
 
 
 class Layout(NamedTuple):
@@ -37,12 +39,13 @@ class Layout(NamedTuple):
 
 
 def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int, short: int = SHORT) -> Layout:
-    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences; size (N,): sequences of
-    one size become a block (of size 0: none), padded to it, but to no more than `most`; up to size `short` they stand abreast, in
-    blocks of a cacheful. tokens 0: `row` and `real` are left out."""
+    """order: tokens, sequence after sequence, all or some of 0 .. tokens-1; lengths (N,) of the sequences;
+    size (N,): sequences of one size become a block (of size 0: none), padded to it, but to no more than
+    `most`; up to size `short` they stand abreast, in blocks of a cacheful. tokens 0: `row` and `real` are
+    left out."""
     first, blocks, found, padding = lengths.cumsum(0) - lengths, [], [], []
     for n in size[size > 0].unique().tolist():
-        same, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))                     # (b,), (n,)
+        same, within = (size == n).nonzero()[:, 0], torch.arange(min(n, most))  # (b,), (n,)
         for some in same.split(max(1, TILE // (8 * n * n)) if n <= short else len(same)):
             real = within < lengths[some, None]                               # (b, n)
             token = (first[some, None] + within).clamp_(max=len(order) - 1)   # (b, n)
@@ -63,8 +66,8 @@ def lay_out(order: Tensor, lengths: Tensor, size: Tensor, most: int, tokens: int
 
 
 def products(x: Tensor, y: Tensor, short: bool) -> Tensor:
-    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). short: all heads, (A, D, t, b), (A, D, s, b) ->
-    (A, t, s, b), by long products of numbers instead of tiny ones of matrices."""
+    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). short: all heads, (A, D, t,
+    b), (A, D, s, b) -> (A, t, s, b), by long products of numbers instead of tiny ones of matrices."""
     if not short:
         return torch.bmm(x.permute(1, 2, 0), y.transpose(0, 1))
     out = x[:, 0, :, None] * y[:, 0, None]
@@ -74,7 +77,8 @@ def products(x: Tensor, y: Tensor, short: bool) -> Tensor:
 
 
 def mixture(x: Tensor, p: Tensor, short: bool) -> Tensor:
-    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). short: (A, D, t, b), (A, t, s, b) -> (A, D, s, b)."""
+    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). short: (A, D, t, b), (A, t, s, b) ->
+    (A, D, s, b)."""
     if not short:
         return torch.bmm(x.transpose(0, 1), p).transpose(0, 1)
     out = x[:, :, 0, None] * p[:, 0, None]
@@ -84,29 +88,33 @@ def mixture(x: Tensor, p: Tensor, short: bool) -> Tensor:
 
 
 def largest(p: Tensor) -> Tensor:
-    """p.amax(1, keepdim=True) of (b, t, s) or (A, t, s, b). Where rows of s are no multiple of 32, halving the axis is faster."""
+    """p.amax(1, keepdim=True) of (b, t, s) or (A, t, s, b). Where rows of s are no multiple of 32, halving
+    the axis is faster."""
     while p.dim() == 3 and p.shape[2] % 32 and p.shape[1] % 2 == 0:
         p = torch.maximum(*p.chunk(2, dim=1))
     return p.amax(1, keepdim=True)
 
 
 class PackedAttention(torch.autograd.Function):
-    """The heads of `attention` for packed sequences on a CPU: rows y (P, C) read each other, sequence by sequence -> (C, P).
+    """The heads of `attention` for packed sequences on a CPU: rows y (P, C) read each other, sequence by
+    sequence -> (C, P).
 
-    weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head (of all, where sequences are short),
-    are computed for as many sequences as the cache holds, used and forgotten; backward computes them again, as fused kernels do.
-    The keys' axis comes before the queries', the faster order for products this small (`python 10_benchmark.py --tried`).
+    weight (3C, C) and bias (3C,) make queries, keys and values. They, and the scores of one head (of all,
+    where sequences are short), are computed for as many sequences as the cache holds, used and forgotten;
+    backward computes them again, as fused kernels do. The keys' axis comes before the queries', the faster
+    order for products this small (`python 10_benchmark.py --tried`).
     """
 
     @staticmethod
     def tiles(heads: int, blocks: list[Block], rows: list[Tensor]):
-        """For some sequences at a time: whether they are short, which heads go together, what is added to the scores (None: nothing),
-        and what is theirs of each of the tensors rows (.., P): (.., b, n), short (.., n, b)."""
+        """For some sequences at a time: whether they are short, which heads go together, what is added to the
+        scores (None: nothing), and what is theirs of each of the tensors rows (.., P): (.., b, n), short (..,
+        n, b)."""
         i = 0
         for b, n, real, short in blocks:
             cut = [x[:, i:i + b * n].unflatten(1, (n, b) if short else (b, n)) for x in rows]
             i, step = i + b * n, max(1, TILE // (n * n))
-            bias = None if real is None else cra.key_bias(real, cut[0].dtype)                    # (n, b) or (b, n)
+            bias = None if real is None else cra.key_bias(real, cut[0].dtype)  # (n, b) or (b, n)
             if short:
                 yield short, [slice(None)], None if bias is None else bias[:, None], cut
                 continue
@@ -123,7 +131,8 @@ class PackedAttention(torch.autograd.Function):
     def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, heads: int, blocks: list[Block]) -> Tensor:
         C = y.shape[1]
         scale = math.log2(math.e) / math.sqrt(C // heads)                     # exp2 is faster than exp
-        z, total = y.new_empty(C, len(y)), y.new_empty(heads, len(y))         # total: log2 of the sum of exponentials, for backward
+        # total: log2 of the sum of exponentials, for backward
+        z, total = y.new_empty(C, len(y)), y.new_empty(heads, len(y))
         for short, together, add, (y_, z_, total_) in PackedAttention.tiles(heads, blocks, [y.T, z, total]):
             q, k, v = PackedAttention.heads(weight, bias, heads, y_)          # (A, D, n, b) or (A, D, b, n)
             q *= scale
@@ -173,8 +182,9 @@ class PackedAttention(torch.autograd.Function):
 
 
 class Rearrange(torch.autograd.Function):
-    """x[index] for an index that reads every row once, but for padding: x (N, C), index (P,) -> (P, C). The gradient is a lookup
-    as well, at `back` (N,), the place of each row; `real` (N, 1): which rows have one. (PyTorch would add row to row.)"""
+    """x[index] for an index that reads every row once, but for padding: x (N, C), index (P,) -> (P, C). The
+    gradient is a lookup as well, at `back` (N,), the place of each row; `real` (N, 1): which rows have one.
+    (PyTorch would add row to row.)"""
 
     @staticmethod
     def forward(ctx, x: Tensor, index: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
@@ -191,8 +201,9 @@ class Rearrange(torch.autograd.Function):
 
 def attend(module, x: Tensor, layout: Layout, asking: Layout, position: Tensor | None = None,
            place: Tensor | None = None) -> Tensor:
-    """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask (the same one: all;
-    else without gradient) -> (T, C), of no meaning for tokens that do not ask. position[place[t]] is added to token t."""
+    """forward for sequences of all lengths: x (T, C) tokens in a layout, asking the layout of those that ask
+    (the same one: all; else without gradient) -> (T, C), of no meaning for tokens that do not ask.
+    position[place[t]] is added to token t."""
     def rows(where: Layout) -> Tensor:
         """x, with its position, in that layout: (P, C)"""
         y = Rearrange.apply(x, where.token, where.row, None)
@@ -211,9 +222,9 @@ def attend_blocks(module, y: Tensor, blocks: list[Block]) -> Tensor:
 
 
 def ask_some(module, asker: Tensor, y: Tensor, asking: list[Block], reading: list[Block]) -> Tensor:
-    """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C), without gradient; no block is short. Where few ask many, keys
-    and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo Wv) sum_t p_t y_t, and such products
-    of weights are made once."""
+    """Rows (Q, C) ask, sequence by sequence, rows (P, C) -> (Q, C), without gradient; no block is short.
+    Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t =
+    (Wo Wv) sum_t p_t y_t, and such products of weights are made once."""
     A, C = module.heads, y.shape[1]
     query, key, value = (f.weight.view(A, C // A, C) for f in (module.query, module.key, module.value))
     scale = math.log2(math.e) / math.sqrt(C // A)                         # exp2 is faster than exp
@@ -238,15 +249,17 @@ def ask_some(module, asker: Tensor, y: Tensor, asking: list[Block], reading: lis
 
 
 def refine(module, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-    """forward for the valid tokens alone: M (T, C), T = mask.sum() -> (T, C), or the tokens of the samples `keep` names."""
+    """forward for the valid tokens alone: M (T, C), T = mask.sum() -> (T, C), or the tokens of the samples
+    `keep` names."""
     (R, S, V), C = mask.shape, M.shape[-1]
     r, s, v = mask.nonzero(as_tuple=True)                                 # (T,) each: ray, sample, view
     asked = None if keep is None else torch.zeros(R, S, dtype=torch.bool).scatter(1, keep, True)[r, s]
     if not len(M) or asked is not None and not asked.any():
         return M if keep is None else M[asked]
     if module.mode in ("intra", "full", "dense"):
-        table = cra.sample_positions(S if index is None else index, C).view(-1, C).to(M.dtype)    # (S, C) or (R S, C)
-        place = s if index is None else r * S + s                         # (T,) the row of it that a token embeds
+        # (S, C) or (R S, C)
+        table = cra.sample_positions(S if index is None else index, C).view(-1, C).to(M.dtype)
+        place = s if index is None else r * S + s  # (T,) the row of it that a token embeds
         number = (mask.flatten().cumsum(0) - 1).view(mask.shape)          # (R, S, V) which token
         if module.mode == "dense":                                          # R sequences of up to S V tokens
             order, sequence, lengths, most = number[mask], r, mask.sum((1, 2)), S * V
@@ -257,11 +270,13 @@ def refine(module, M: Tensor, mask: Tensor, index: Tensor | None = None, keep: T
         if asked is None:
             layout = asking = lay_out(order, lengths, size, most, len(M))
         else:
-            count = sequence[asked].bincount(minlength=len(lengths))      # how many of each sequence's tokens are asked
+            # how many of each sequence's tokens are asked
+            count = sequence[asked].bincount(minlength=len(lengths))
             size *= count > 0
             layout = lay_out(order, lengths, size, most, 0, short=0)
             asking = lay_out(order[asked[order]], count, size, most // S * keep.shape[1], len(M), short=0)
-        M = attend(module.dense if module.mode == "dense" else module.L4, M, layout, asking, table, place)          # M': (T, C)
+        # M': (T, C)
+        M = attend(module.dense if module.mode == "dense" else module.L4, M, layout, asking, table, place)
     if keep is not None:
         M, mask = M.index_select(0, asked.nonzero()[:, 0]), mask.take_along_dim(keep[:, :, None], dim=1)
     if module.mode in ("cross", "full"):                                    # R S sequences of up to V tokens

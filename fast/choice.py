@@ -14,7 +14,7 @@ DIFFERENT = "02-06 and fast/ differ: running the plain path"
 def packed(level: nn.Module) -> nn.Module:
     """A PackedLevel of a level's own modules."""
     from fast.packed import PackedLevel
-    with torch.random.fork_rng(devices=[]):                                   # its first weights are thrown away
+    with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
         twin = PackedLevel(level.config, level.head.out_features)
     for name, module in level.named_children():
         setattr(twin, name, module)
@@ -34,7 +34,7 @@ def random_rays(config, generator: torch.Generator) -> tuple:
     rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
     c2w = torch.eye(4, dtype=torch.float64).repeat(V, 1, 1)
     c2w[:, :3, 3] = rand(V, 3) - 0.5
-    c2w[-1, 0, 0] = c2w[-1, 2, 2] = -1                                        # turned round: it sees none of the rays
+    c2w[-1, 0, 0] = c2w[-1, 2, 2] = -1  # turned round: it sees none of the rays
     K = torch.tensor([[50.0, 0, 31], [0, 50, 23], [0, 0, 1]], dtype=torch.float64).repeat(V, 1, 1)
     directions = torch.cat([1.4 * rand(16, 2) - 0.7, torch.ones(16, 1, dtype=torch.float64)], dim=1)
     directions[0] = torch.tensor([9.0, 9.0, 1.0])                             # seen by nobody
@@ -87,7 +87,8 @@ def differ(how: str) -> None:
 
 
 def same_step(model: nn.Module, step, fast_step) -> bool:
-    """Whether the two steps set the same gradients and return the same parts: two batches of 16 rays in float64."""
+    """Whether the two steps set the same gradients and return the same parts: two batches of 16 rays in
+    float64."""
     lesson = sys.modules[step.__module__]
     model = copy.deepcopy(model).cpu().double()
     origin, directions, _, _, images, K, c2w = random_rays(model.config, torch.Generator().manual_seed(2))

@@ -5,8 +5,8 @@ from torch import Tensor
 
 
 class Gather(torch.autograd.Function):
-    """out[n] = sum_i weight[n,i] table[index[n,i]]: table (P, C), index and weight (N, 4) -> (N, C). Rows of C
-    numbers are read and written whole."""
+    """out[n] = sum_i weight[n,i] table[index[n,i]]: table (P, C), index and weight (N, 4) -> (N, C). Rows of
+    C numbers are read and written whole."""
 
     @staticmethod
     def forward(ctx, table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def lookup(maps: Tensor, pixels: Tensor, view: Tensor, stride: int) -> Tensor:
     u, v = u.clamp(0, w - 1), v.clamp(0, h - 1)
     left, top = u.floor().clamp_(max=max(w - 2, 0)), v.floor().clamp_(max=max(h - 2, 0))
     u, v, cell = u - left, v - top, (view.int() * h + top.int()) * w + left.int()
-    both, right, below = u * v, min(1, w - 1), w * min(1, h - 1)              # steps to the next cell, the next row
+    both, right, below = u * v, min(1, w - 1), w * min(1, h - 1)  # steps to the next cell, the next row
     index = torch.stack([cell, cell + right, cell + below, cell + below + right], dim=-1)     # (T, 4)
     weight = torch.stack([1 - u - v + both, u - both, v - both, both], dim=-1)                # (T, 4)
     table = maps.permute(0, 2, 3, 1).reshape(-1, C)                           # (V h w, C)

@@ -17,7 +17,8 @@ geometry = import_module("06_geometry_render")
 
 
 class SumOfRuns(torch.autograd.Function):
-    """The sums of the first lengths[0] rows, of the next lengths[1] and so on: x (T, C), lengths (N,) -> (N, C)."""
+    """The sums of the first lengths[0] rows, of the next lengths[1] and so on: x (T, C), lengths (N,) -> (N,
+    C)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, lengths: Tensor) -> Tensor:
@@ -67,7 +68,9 @@ class PackedLevel(nn.Module):
         pixels = pixels.view(-1, 2).index_select(0, token)                    # (T, 2)
         centres = c2w[:, :3, 3].contiguous().index_select(0, view)            # (T, 3)
         points = points.view(-1, 3).index_select(0, token // V)               # (T, 3)
-        differences = reprojection.direction_differences(points, origin, centres)     # (T, 4)
+        # T "rays" of one sample, each with the one source camera of its token
+        differences = reprojection.direction_differences(points[:, None], origin, centres[:, None, None])
+        differences = differences.view(-1, 4)                                 # (T, 4)
         M = lookup(features, pixels, view, encoder.STRIDE) + self.reprojection.L21(differences)
         colours = lookup(images, pixels, view, 1) if colour else None
         return M, colours, differences, mask

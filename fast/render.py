@@ -15,8 +15,8 @@ training = import_module("07_train")
 
 
 class Heaviest:
-    """A level that has looked at its samples, and answers for the `keep` (R, n) of each ray alone: the logits of
-    the others are 0."""
+    """A level that has looked at its samples, and answers for the `keep` (R, n) of each ray alone: the logits
+    of the others are 0."""
 
     def __init__(self, level: nn.Module, *rays):
         self.level, self.seen, self.keep = level, level.context_and_density(*rays), None
@@ -37,8 +37,10 @@ class Heaviest:
 
 
 class FastSRay(training.SRay):
-    """S-Ray whose render_image skips what weighs little: keep > 0, labels come from the `keep` samples of largest weight on each ray; coarse_stride n,
-    the coarse level places the samples of every n-th row and column's rays, and its weights are interpolated between; workers threads (0: as many as help) share the chunks."""
+    """S-Ray whose render_image skips what weighs little: keep > 0, labels come from the `keep` samples of
+    largest weight on each ray; coarse_stride n, the coarse level places the samples of every n-th row and
+    column's rays, and its weights are interpolated between; workers threads (0: as many as help) share the
+    chunks."""
 
     keep, coarse_stride, workers = 0, 1, 0
 
@@ -71,9 +73,10 @@ class FastSRay(training.SRay):
                      stride: int = 1) -> dict[str, Tensor]:
         """As SRay's."""
         c = self.config
-        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride].to(K.device)     # (h, w, 2)
-        some = grid[::self.coarse_stride, ::self.coarse_stride]               # (h', w', 2) rays that the coarse level sees
-        last = torch.channels_last                                            # rows of a table, for fast.lookup
+        # (h, w, 2)
+        grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride].to(K.device)
+        some = grid[::self.coarse_stride, ::self.coarse_stride]  # (h', w', 2) rays that the coarse level sees
+        last = torch.channels_last  # rows of a table, for fast.lookup
         sources = sources._replace(images=sources.images.contiguous(memory_format=last),
                                    features=sources.features.contiguous(memory_format=last))
         chunk = chunk or max(1, 2 ** (18 if K.device.type == "cuda" else 14) // max(c.coarse, c.fine))
