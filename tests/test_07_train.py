@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fast.step import StepOnCores
 from support import augment, runs
 from support.files import DataError
 
@@ -602,6 +603,20 @@ def test_rays_without_labels_train_the_colours_alone(scene):
     assert parts["semantic"] == 0 and parts["loss"] == pytest.approx(parts["photometric"])
     for level in (model.coarse, model.fine):
         assert not level.head.weight.grad.any() and level.geometry.blend[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("take_step", [training.training_step, StepOnCores(training, 1)])
+def test_the_fused_adam_of_main_moves_the_weights_as_the_plain_one_does(scene, take_step):
+    """It reads a gradient's memory in order, whatever its strides say."""
+    moved = []
+    for fused in (True, False):
+        model = make_model(MIXED)
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
+        take_step(model, [draw(scene, MIXED)], 3)
+        optimiser.step()
+        moved.append([optimiser.state[p]["exp_avg"] for p in model.parameters()])
+    for a, b in zip(*moved, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 # -------------------------------------------------------------------------------------------------- the loop
