@@ -18,7 +18,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("script, words", [
     ("00_rooms.py", ["share of pixels", "ms per"]),
-    ("01_data.py", ["images", "One fact", "seen by some source view"]),
+    ("01_data.py", ["images", "One fact", "see it"]),
     ("02_encoder.py", ["L19  Conv 1x1", "2,026,288", "One fact"]),
     ("03_reprojection.py", ["L21  MLP (Input 2)", "One fact"]),
     ("04_cra.py", ["L6", "One fact", "36,864", "262,144"]),
