@@ -32,7 +32,7 @@ from support.labels import Classes as Classes  # for users of this file
 rooms = import_module("00_rooms")             # make_rooms: a scene for those who have none
 
 CLASSES = SCANNET.names                       # L = 20
-PALETTE = np.array(SCANNET.colours, np.uint8)                                 # (L, 3)
+PALETTE = np.array(SCANNET.colours, np.uint8)                                           # (L, 3)
 
 
 # ------------------------------------------------------------------------------------------ cameras and rays
@@ -61,8 +61,8 @@ def rays(pixels: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
 
     A direction is one long along the camera's z axis. Its own length is more, except in the middle.
     """
-    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)                        # (R, 3)
-    directions = homogeneous @ (c2w[:3, :3] @ torch.linalg.inv(K)).T                                # (R, 3)
+    homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)           # (R, 3)
+    directions = homogeneous @ (c2w[:3, :3] @ torch.linalg.inv(K)).T                    # (R, 3)
     return c2w[:3, 3], directions
 
 
@@ -80,11 +80,11 @@ def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
     """
     V = K.shape[0]
     R, t = c2w[:, :3, :3], c2w[:, :3, 3]
-    KR = K @ R.transpose(1, 2)                                                                   # (V, 3, 3)
-    shift = -(KR @ t[:, :, None])[:, :, 0]                                                       # (V, 3)
-    uvz = points.reshape(-1, 3) @ KR.reshape(V * 3, 3).T + shift.view(-1)                        # (..., 3V)
-    uvz = uvz.view(*points.shape[:-1], V, 3)
-    z = uvz[..., 2]                                                                              # (..., V)
+    KR = K @ R.transpose(1, 2)                                                          # (V, 3, 3)
+    shift = -(KR @ t[:, :, None])[:, :, 0]                                              # (V, 3)
+    uvz = points.reshape(-1, 3) @ KR.reshape(V * 3, 3).T + shift.view(-1)               # (P, 3V)
+    uvz = uvz.view(*points.shape[:-1], V, 3)                                            # (..., V, 3)
+    z = uvz[..., 2]                                                                     # (..., V)
     safe = torch.where(z.abs() < 1e-6, torch.full_like(z, 1e-6), z)
     return uvz[..., :2] / safe[..., None], z
 
@@ -95,9 +95,9 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Colour image (h, w, 3) uint8 -> (H, W, 3) uint8, antialiased bilinear, half-pixel centres."""
     if image.shape[:2] == (height, width):
         return image
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()            # (1, 3, h, w)
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()    # (1, 3, h, w)
     x = F.interpolate(x, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
-    return x[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()                           # (H, W, 3)
+    return x[0].permute(1, 2, 0).round().clamp(0, 255).byte().numpy()                   # (H, W, 3)
 
 
 def nearest_pixels(new: int, old: int) -> np.ndarray:
@@ -151,36 +151,36 @@ class Scene(SceneFolder):
     def decode(self, frame: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A frame at H x W: colour (H, W, 3) uint8, classes (H, W) int8, depth (H, W) uint16 millimetres."""
         colour, raw, depth = self.read(frame)
-        labels = np.full((self.height, self.width), IGNORE, np.int8) if raw is None else self.look_up(raw)
-        depth = np.zeros((self.height, self.width), np.uint16) if depth is None else self.warp(depth)
+        labels = np.full((self.height, self.width), IGNORE, np.int8) if raw is None else self.classify(raw)
+        depth = np.zeros((self.height, self.width), np.uint16) if depth is None else self.align(depth)
         return resize_image(colour, self.height, self.width), labels, depth
 
-    def look_up(self, raw: np.ndarray) -> np.ndarray:
+    def classify(self, raw: np.ndarray) -> np.ndarray:
         """Raw label ids (h, w) -> classes (H, W) int8. Ids are not averaged: each pixel takes the nearest."""
         rows, columns = nearest_pixels(self.height, raw.shape[0]), nearest_pixels(self.width, raw.shape[1])
-        raw = raw[rows[:, None], columns].astype(np.int64)                                       # (H, W)
+        raw = raw[rows[:, None], columns].astype(np.int64)                              # (H, W)
         known = raw < len(self.label_table)
         return np.where(known, self.label_table[raw * known], np.int8(IGNORE))
 
-    def warp(self, depth: np.ndarray) -> np.ndarray:
+    def align(self, depth: np.ndarray) -> np.ndarray:
         """A depth map (h, w) of the depth camera -> (H, W) of the colour camera, 0 where it sees nothing.
 
         ScanNet's depth camera has a size and intrinsics of its own, and the colour camera's pose. So the ray
         (x, y, 1) of a pixel meets the depth image at D (x, y, 1).
         """
         K, D, (h, w) = self.K, torch.from_numpy(self.read_camera("depth")), depth.shape
-        x = (torch.arange(self.width) - K[0, 2]) / K[0, 0]                                       # (W,)
-        y = (torch.arange(self.height) - K[1, 2]) / K[1, 1]                                      # (H,)
+        x = (torch.arange(self.width) - K[0, 2]) / K[0, 0]                              # (W,)
+        y = (torch.arange(self.height) - K[1, 2]) / K[1, 1]                             # (H,)
         u = torch.round(x * D[0, 0] + D[0, 2]).long().numpy()
         v = torch.round(y * D[1, 1] + D[1, 2]).long().numpy()[:, None]
-        inside = (v >= 0) & (v < h) & (u >= 0) & (u < w)                                         # (H, W)
-        nearest = depth[v.clip(0, h - 1), u.clip(0, w - 1)]                                      # (H, W)
+        inside = (v >= 0) & (v < h) & (u >= 0) & (u < w)                                # (H, W)
+        nearest = depth[v.clip(0, h - 1), u.clip(0, w - 1)]                             # (H, W)
         return (nearest * inside).astype(np.uint16)
 
     def views(self, indices) -> Views:
         """These frames (0..N-1) as Views."""
         indices = [int(i) for i in indices]
-        packed = np.stack([self.load(i) for i in indices])                                      # (N, H, W, 6)
+        packed = np.stack([self.load(i) for i in indices])                              # (N, H, W, 6)
         colour, labels, depth = map(torch.from_numpy, unpack(packed))
         near_far = torch.tensor(self.near_far).expand(len(indices), 2) if self.near_far else None
         return Views(images=colour.permute(0, 3, 1, 2).float() / 255,
@@ -196,8 +196,8 @@ def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float =
     Distance in metres plus angle_weight metres per radian between the viewing directions: a camera at the
     same place that looks the other way is no help (docs/choices.md).
     """
-    distance = (c2w[:, :3, 3] - target[:3, 3]).norm(dim=-1)                                      # (N,)
-    angle = torch.arccos((c2w[:, :3, 2] @ target[:3, 2]).clamp(-1, 1))                           # (N,)
+    distance = (c2w[:, :3, 3] - target[:3, 3]).norm(dim=-1)                             # (N,)
+    angle = torch.arccos((c2w[:, :3, 2] @ target[:3, 2]).clamp(-1, 1))                  # (N,)
     return torch.argsort(distance + angle_weight * angle, stable=True)[:count].tolist()
 
 
@@ -266,12 +266,12 @@ def main() -> None:
         if x is not None:
             print(f"  {name:8} {str(tuple(x.shape)):20} {str(x.dtype).removeprefix('torch.')}")
 
-    pixels = pixel_grid(240, 320)                                                                # (H*W, 2)
-    points = unproject(pixels, target.depth.view(-1), target.K, target.c2w)                      # (H*W, 3)
-    uv, z = project(points, sources.K, sources.c2w)                              # (H*W, V, 2), (H*W, V)
-    inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= 319) & (uv[..., 1] <= 239)             # (H*W, V)
+    pixels = pixel_grid(240, 320)                                                       # (H*W, 2)
+    points = unproject(pixels, target.depth.view(-1), target.K, target.c2w)             # (H*W, 3)
+    uv, z = project(points, sources.K, sources.c2w)  # (H*W, V, 2), (H*W, V)
+    inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= 319) & (uv[..., 1] <= 239)    # (H*W, V)
     u, v = uv[..., 0].round().long().clamp(0, 319), uv[..., 1].round().long().clamp(0, 239)
-    surface = sources.depth[torch.arange(8), v, u]                               # (H*W, V) what is seen there
+    surface = sources.depth[torch.arange(8), v, u]  # (H*W, V) what is seen there
     visible = inside & ((surface - z).abs() < 0.05)
     print(f"One fact: {inside.float().sum(1).mean():.1f} source views on average have a target pixel's point "
           f"inside their image, but {visible.float().sum(1).mean():.1f} see it. "

@@ -70,8 +70,7 @@ class SceneFolder:
             raise DataError(f"{self.labels}: no such folder; --labels takes a folder with "
                             f"{self.name}/<frame>.png in it")
         self.near_far = read_near_far(self.folder / "near_far.txt")
-        places = f"{self.folder.resolve()}{self.labels.resolve() if labels else ''}"
-        self.cache = Path(cache) / f"{self.name}_{digest(places)}_{height}x{width}"
+        self.cache = self.cache_folder(Path(cache))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -195,6 +194,15 @@ class SceneFolder:
         return color[..., :3], raw, depth
 
     # ---------------------------------------------------------------------------------------------- the cache
+
+    # The key: a folder for the scene's place and the frames' size, a name for the state of a frame's files.
+
+    def cache_folder(self, root: Path) -> Path:
+        """Where this scene's frames are kept decoded, at this size."""
+        places = str(self.folder.resolve())
+        if len(self.homes) > 1:               # labels from elsewhere
+            places += str(self.labels.resolve())
+        return root / f"{self.name}_{digest(places)}_{self.height}x{self.width}"
 
     def cache_path(self, index: int) -> Path:
         """Where frame `index` is kept decoded. The name carries size and time of its files: a changed file is

@@ -269,3 +269,20 @@ def test_fewer_than_20_frames_are_too_few_for_the_protocol(box_copy):
         data.protocol(data.Scene(box_copy, 24, 32))
 
 
+def test_the_views_chosen_do_not_depend_on_the_unit():
+    """Positions and directions both count: in a scene 50 times as large, 50 times as much is a metre."""
+    class Poses:
+        folder = "none"
+
+        def __len__(self):
+            return 30
+
+        def __init__(self, size):
+            generator = np.random.default_rng(0)
+            self.c2w, self.near_far = torch.eye(4).repeat(30, 1, 1), (0.4 * size, 8.0 * size)
+            for pose, a in zip(self.c2w, generator.uniform(-1.5, 1.5, 30)):
+                pose[0, 0], pose[0, 2], pose[2, 0], pose[2, 2] = np.cos(a), np.sin(a), -np.sin(a), np.cos(a)
+            self.c2w[:, :3, 3] = torch.from_numpy(size * generator.uniform(-1, 1, (30, 3))).float()
+    assert data.protocol(Poses(1)) == data.protocol(Poses(50))
+    pairs = [data.training_pair(Poses(size), 4, torch.Generator().manual_seed(1), pool=6) for size in (1, 50)]
+    assert pairs[0] == pairs[1]
