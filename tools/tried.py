@@ -70,14 +70,14 @@ def norm(args) -> Pair:
 
 
 def step(job: Job, piece: int = 128) -> Callable:
-    """A training step in pieces."""
+    """A training step in pieces, on one thread."""
     return lambda: training.training_step(job.model, [job.batch], 0, piece)
 
 
 def faster(args, how: str = "true", **changes) -> Job:
     """A job whose model computes by fast/."""
     job = Job(args)
-    job.model = fast.faster(job.model, options(args, how, **changes))
+    job.model, _ = fast.faster(job.model, training.training_step, options(args, how, **changes))
     return job
 
 
