@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from support.files import DataError
 
@@ -31,7 +31,9 @@ def random_rays(config, generator: torch.Generator) -> tuple:
     """16 rays and 5 source views in float64: origin, directions, z, sources (07's Sources without near_far).
     One view looks away, one ray leaves all images, the nearest samples lie beside some."""
     V, C, H, W = 5, 32, 48, 64
-    rand = lambda *shape: torch.rand(*shape, generator=generator, dtype=torch.float64)
+    def rand(*shape) -> torch.Tensor:
+        """Uniform numbers, float64."""
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
     c2w = torch.eye(4, dtype=torch.float64).repeat(V, 1, 1)
     c2w[:, :3, 3] = rand(V, 3) - 0.5
     c2w[-1, 0, 0] = c2w[-1, 2, 2] = -1  # turned round: it sees none of the rays
@@ -42,7 +44,7 @@ def random_rays(config, generator: torch.Generator) -> tuple:
     return rand(3) - 0.5, directions, z, rand(V, C, H // 4, W // 4) - 0.5, rand(V, 3, H, W), K, c2w
 
 
-def outputs_and_gradients(level: nn.Module, origin, directions, z, features, images, K, c2w, near_far) -> list:
+def outputs_and_gradients(level: nn.Module, origin, directions, z, features, images, K, c2w, near_far):
     """A level's four outputs, and the gradient of a random sum of them."""
     sources = import_module("07_train").Sources(features.clone().requires_grad_(), images, K, c2w, near_far)
     level = level.double()
@@ -95,7 +97,8 @@ def same_step(model: nn.Module, step, fast_step) -> bool:
     labels = torch.zeros(len(K), *images.shape[-2:], dtype=torch.long)
     views = lesson.data.Views(images, K, c2w, labels, labels)
     pixels = directions[:, :2] @ K[0, :2, :2].T + K[0, :2, 2]
-    batch = lesson.Batch(views, K[0], c2w[0], pixels, images[0, :, 0, :16].T, labels[0, 0, :16], images[:1], labels[:1])
+    batch = lesson.Batch(views, K[0], c2w[0], pixels, images[0, :, 0, :16].T, labels[0, 0, :16],
+                         images[:1], labels[:1])
     parts, gradients = [], []
     for take in (step, fast_step):
         parts.append(take(model, [batch, batch], 0, 5))

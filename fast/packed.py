@@ -1,51 +1,54 @@
-"""A level of S-Ray (07's Level) that computes its valid tokens alone, on a CPU."""
+"""A level of S-Ray that computes its valid tokens alone: 07's Level for a CPU.
+
+A room's ray leaves most source images, so two thirds of the tokens (sample, view) of M (R, S, V, C) are masked.
+Here M is (T, C), the T valid ones. Layers work on tokens as they are; lookups (fast/lookup.py), attention
+(fast/attention.py) and sums over the views have a packed form.
+"""
 from importlib import import_module
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fast.attention import Block, attend_blocks, refine
+from fast.attention import attend, lay_out, refine
 from fast.lookup import lookup
 
-data = import_module("01_data")
-encoder = import_module("02_encoder")
-reprojection = import_module("03_reprojection")
-cra = import_module("04_cra")
-weighting = import_module("05_weighting")
-geometry = import_module("06_geometry_render")
+data = import_module("01_data")                    # project
+encoder = import_module("02_encoder")              # STRIDE, CHANNELS
+reprojection = import_module("03_reprojection")    # Reprojection, in_view, direction_differences
+cra = import_module("04_cra")                      # CRA, key_bias, sample_positions
+weighting = import_module("05_weighting")          # WeightNetwork, view_weights
+geometry = import_module("06_geometry_render")     # GeometryNetwork
 
 
-class SumOfRuns(torch.autograd.Function):
-    """The sums of the first lengths[0] rows, of the next lengths[1] and so on: x (T, C), lengths (N,) -> (N,
-    C)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, lengths: Tensor) -> Tensor:
-        ctx.save_for_backward(lengths)
-        ctx.rows = len(x)
-        rows = torch.arange(len(x), device=x.device)
-        return F.embedding_bag(rows, x, lengths.cumsum(0) - lengths, mode="sum")
+class Tokens(NamedTuple):
+    """The T valid tokens of (R, S, V), ray by ray, sample by sample, view by view."""
+    mask: Tensor      # (R, S, V)
+    place: Tensor     # (T,) of the R S V
+    sample: Tensor    # (T,) of the R S
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
-        """Each row of a run has the gradient of its sum."""
-        lengths, = ctx.saved_tensors
-        return gradient.repeat_interleave(lengths, dim=0, output_size=ctx.rows), None
+    def of(mask: Tensor) -> "Tokens":
+        """The tokens where mask (R, S, V) is true."""
+        place = mask.flatten().nonzero()[:, 0]
+        return Tokens(mask, place, place // mask.shape[2])
 
+    def sum_over_views(self, x: Tensor) -> Tensor:
+        """x (T, C) -> (R, S, C)"""
+        R, S, _ = self.mask.shape
+        return x.new_zeros(R * S, x.shape[1]).index_add(0, self.sample, x).view(R, S, -1)
 
-def sum_over_views(x: Tensor, mask: Tensor) -> Tensor:
-    """x (T, C) where mask (R, S, V) is true -> (R, S, C)."""
-    return SumOfRuns.apply(x, mask.sum(dim=2).flatten()).view(*mask.shape[:2], -1)
+    def unpack(self, x: Tensor) -> Tensor:
+        """x (T,) -> (R, S, V): in its place, 0 where the mask is false."""
+        return x.new_zeros(self.mask.numel()).index_copy(0, self.place, x).view(self.mask.shape)
 
-
-def unpack(x: Tensor, mask: Tensor) -> Tensor:
-    """x (T,) -> (R, S, V): in its place where the mask is true, 0 elsewhere."""
-    return x.new_zeros(mask.numel()).index_copy(0, mask.flatten().nonzero()[:, 0], x).view(mask.shape)
+    def pack(self, x: Tensor) -> Tensor:
+        """x (R, S, V) -> (T,)"""
+        return x.flatten().index_select(0, self.place)
 
 
 class PackedLevel(nn.Module):
-    """07's Level on valid tokens."""
+    """07's Level, with its methods, its modules and their parameters. Cameras and sums are the lessons'."""
 
     def __init__(self, config, classes: int):
         super().__init__()
@@ -56,65 +59,71 @@ class PackedLevel(nn.Module):
         self.weights = weighting.WeightNetwork(tau=config.tau)
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
-    def reproject(self, origin, directions, z, sources, colour):
-        """M (T, C), colours (T, 3), differences (T, 4), mask (R, S, V)"""
-        features, images, K, c2w = sources[:4]
-        V, (H, W) = len(K), images.shape[-2:]
+    def reproject(self, points: Tensor, origin: Tensor, features: Tensor, images: Tensor, K: Tensor, c2w: Tensor,
+                  colour: bool) -> tuple:
+        """03's Reprojection -> M (T, C), colours (T, 3) or None, differences (T, 4), Tokens."""
+        H, W = images.shape[-2:]
+        pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
+        tokens = Tokens.of(reprojection.in_view(pixels, z, H, W))
+        view = tokens.place % len(K)                                          # (T,)
+        pixels = pixels.view(-1, 2).index_select(0, tokens.place)             # (T, 2)
+        centres = c2w[:, :3, 3].index_select(0, view)                         # (T, 3)
+        points = points.view(-1, 3).index_select(0, tokens.sample)            # (T, 3)
+        differences = reprojection.direction_differences(                     # of T rays of one sample, one view
+            points[:, None], origin, centres[:, None, None]).view(-1, 4)      # (T, 4)
+        L20 = lookup(features, pixels, view, encoder.STRIDE)                  # (T, C)
+        L22 = L20 + self.reprojection.L21(differences)                        # (T, C)
+        return L22, lookup(images, pixels, view, 1) if colour else None, differences, tokens
+
+    def density(self, M: Tensor, tokens: Tokens, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """06's GeometryNetwork -> sigma (R, S), L4 (T, 32), L3 (T, 1)."""
+        net, (R, S, _) = self.geometry, tokens.mask.shape
+        L1, L3 = net.L1(M), net.L2(M).sigmoid()                               # (T, 32), (T, 1)
+        L4 = L1 * L3                                                          # (T, 32)
+        valid = tokens.mask.sum(2)[..., None].clamp(min=1)                    # (R, S, 1)
+        L5 = tokens.sum_over_views(L4) / valid                                # (R, S, 32)
+        L6 = (tokens.sum_over_views(L4.square()) / valid - L5.square()).clamp(min=0)
+        L8 = net.L8(torch.cat([L5, L6], dim=-1))                              # (R, S, 16)
+        seen = tokens.mask.any(dim=2)                                         # (R, S)
+        L8 = L8 + cra.sample_positions(S if index is None else index, 16).to(M.dtype)
+        number = torch.arange(R * S).view(R, S)
+        L9 = attend(net.L9, L8.flatten(0, 1), lay_out(number, seen, R * S)).view(R, S, -1)
+        L11 = net.density(net.L11(net.L10(L9))).squeeze(-1)                   # (R, S)
+        return L11 * seen, L4, L3
+
+    def colour(self, L4: Tensor, L3: Tensor, colours: Tensor, differences: Tensor, tokens: Tokens) -> Tensor:
+        """06's colour head: which of the colours (T, 3) to believe -> (R, S, 3)."""
+        score = self.geometry.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)     # (T,)
+        score = tokens.unpack(score) + cra.key_bias(tokens.mask, score.dtype)                 # (R, S, V)
+        share = tokens.pack(score.softmax(dim=-1))[:, None]                   # (T, 1)
+        return tokens.sum_over_views(share * colours)
+
+    def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources,
+                            colour: bool = True) -> tuple:
+        """Level's."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        pixels, depth = data.project(points, K, c2w)                          # (R, S, V, 2), (R, S, V)
-        mask = reprojection.in_view(pixels, depth, H, W)                      # (R, S, V)
-        token = mask.flatten().nonzero()[:, 0]                                # (T,)
-        view = token % V
-        pixels = pixels.view(-1, 2).index_select(0, token)                    # (T, 2)
-        centres = c2w[:, :3, 3].contiguous().index_select(0, view)            # (T, 3)
-        points = points.view(-1, 3).index_select(0, token // V)               # (T, 3)
-        # T "rays" of one sample, each with the one source camera of its token
-        differences = reprojection.direction_differences(points[:, None], origin, centres[:, None, None])
-        differences = differences.view(-1, 4)                                 # (T, 4)
-        M = lookup(features, pixels, view, encoder.STRIDE) + self.reprojection.L21(differences)
-        colours = lookup(images, pixels, view, 1) if colour else None
-        return M, colours, differences, mask
-
-    def look(self, M, colours, differences, mask, index):
-        """-> sigma (R, S), colour (R, S, 3), visibility (T, 1)"""
-        g = self.geometry
-        L1, L3 = g.L1(M), g.L2(M).sigmoid()
-        L4 = L1 * L3
-        valid = mask.sum(2)[..., None].clamp(min=1)
-        L5, square = sum_over_views(L4, mask) / valid, sum_over_views(L4.square(), mask) / valid
-        L6 = (square - L5.square()).clamp(min=0)
-        L8 = g.L8(torch.cat([L5, L6], dim=-1))                                # (R, S, 16)
-        seen = mask.any(dim=2)
-        position = cra.sample_positions(mask.shape[1] if index is None else index, 16, M.device).to(M.dtype)
-        whole = [Block(*seen.shape, None if seen.all() else seen)]
-        L9 = attend_blocks(g.L9, (L8 + position).flatten(0, 1), whole).view(L8.shape)
-        sigma = g.density(g.L11(g.L10(L9)).squeeze(-1)) * seen
-        if colours is None:
-            return sigma, None, L3
-        score = g.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)           # (T,)
-        score = unpack(score, mask) + cra.key_bias(mask, score.dtype)         # (R, S, V)
-        share = score.softmax(-1)[mask]                                       # (T,)
-        return sigma, sum_over_views(share[:, None] * colours, mask), L3
-
-    def context_and_density(self, origin, directions, z, sources, colour: bool = True) -> tuple:
-        """As Level's."""
-        M, colours, differences, mask = self.reproject(origin, directions, z, sources, colour)
+        M, colours, differences, tokens = self.reproject(points, origin, *sources[:4], colour)
         c, index = self.config, None
         if c.position == "depth":
-            near, far = (c.near, c.far) if sources.near_far is None else sources.near_far[0].unbind()
+            near, far = (c.near, c.far) if sources.near_far is None else sources.near_far[0]
             index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
-        sigma, colours, visibility = self.look(M, colours, differences, mask, index)
-        return (M, differences, mask, visibility, index), sigma, colours
+        sigma, L4, L3 = self.density(M, tokens, index)
+        colours = self.colour(L4, L3, colours, differences, tokens) if colour else None
+        return (M, differences, L3, tokens, index), sigma, colours
 
     def semantics(self, context: tuple, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As Level's; keep (R, n): of these samples alone."""
-        M, differences, mask, visibility, index = context
-        refined = refine(self.cra, M, mask, index, keep)                      # M'': (T, C)
+        """Level's. keep (R, n), increasing: of these samples alone -> logits (R, n, L), w (R, n, V)."""
+        M, differences, visibility, tokens, index = context
+        kept = None
         if keep is not None:
-            kept = torch.zeros_like(mask[:, :, 0]).scatter(1, keep, True)[..., None].expand(mask.shape)
-            tokens = kept[mask].nonzero()[:, 0]
-            M, differences, visibility = (x.index_select(0, tokens) for x in (M, differences, visibility))
-            mask = mask.take_along_dim(keep[:, :, None], dim=1)
-        score = self.weights.L2(torch.cat([M, differences, visibility], dim=-1)).squeeze(-1).sigmoid()
-        w = weighting.view_weights(unpack(score, mask), mask, self.weights.tau)
-        return self.head(sum_over_views(w[mask][:, None] * refined, mask)), w
+            kept = torch.zeros_like(tokens.mask[:, :, 0]).scatter(1, keep, True)      # (R, S)
+        refined = refine(self.cra, M, tokens.mask, index, kept)               # M'': (T, C)
+        if keep is not None:
+            some = kept.flatten()[tokens.sample].nonzero()[:, 0]              # which of the T
+            M, differences, visibility = (x.index_select(0, some) for x in (M, differences, visibility))
+            tokens = Tokens.of(tokens.mask.take_along_dim(keep[:, :, None], dim=1))   # of (R, n, V)
+        L1 = torch.cat([M, differences, visibility], dim=-1)                  # (T, 37)
+        L3 = self.weights.L2(L1).squeeze(-1).sigmoid()                        # (T,)
+        w = weighting.view_weights(tokens.unpack(L3), tokens.mask, self.weights.tau)          # (R, S, V)
+        semantic_ray = tokens.sum_over_views(tokens.pack(w)[:, None] * refined)               # (R, S, C)
+        return self.head(semantic_ray), w

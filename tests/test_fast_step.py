@@ -27,7 +27,8 @@ def step_of(take_step, scenes, piece, **settings):
 
 
 @pytest.mark.parametrize("piece", [0, 4])
-@pytest.mark.parametrize("settings", [{}, {"targets": 3}, {"targets": 2, "extra_views": 1, "source_loss": 5.}],
+@pytest.mark.parametrize("settings", [{}, {"targets": 3}, {"targets": 2,
+                                                           "extra_views": 1, "source_loss": 5.}],
                          ids=["one target", "three targets", "source loss"])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_it_sets_the_gradients_and_returns_the_parts_of_the_lessons_step(scenes, piece, settings, workers):

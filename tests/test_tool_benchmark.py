@@ -63,6 +63,7 @@ def test_the_paper_sizes_stay_within_the_operations_promised():
     assert 30 < encoding + 64 * rays < 36
 
 
+@pytest.mark.slow
 def test_the_fast_path_computes_valid_tokens_alone():
     sizes = changed(rays=64, samples=16, views=8)
     plain, fast = (workloads.measure_step(sizes, how) for how in ("false", "true"))

@@ -11,14 +11,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fast
-from fast import attention as packed
 from fast import lookup as by_rows
 from tools.measuring import clock
-from tools.workloads import Job, forward_backward, options
+from tools.workloads import Job, attention_module, forward_backward, options
 
 data = import_module("01_data")                # project, example_views
 reprojection = import_module("03_reprojection")    # lookup
-cra = import_module("04_cra")                  # attention, fused_attention, MultiHeadAttention
+cra = import_module("04_cra")                  # attention, fused_attention
 training = import_module("07_train")           # training_step
 
 Pair = tuple[Callable, Callable]
@@ -37,14 +36,12 @@ def fused(args, length: int) -> Pair:
     return both(cra.attention, q, k, v, keys), both(cra.fused_attention, q, k, v, keys)
 
 
-def packed_sequences(args, length: int) -> Pair:
-    """The better of those and fast/attention.py, projections and norm included, no padding in either."""
-    module, count = cra.MultiHeadAttention(32), max(1, args.rays // 4 * args.samples * args.views // length)
-    module.attend = cra.attention if length < 32 else cra.fused_attention
-    x, keys = torch.randn(count, length, 32, requires_grad=True), torch.ones(count, length, dtype=torch.bool)
-    y, lengths = x.detach().flatten(0, 1).requires_grad_(), torch.full((count,), length)
-    blocks = packed.lay_out(torch.arange(count * length), lengths, lengths, length, 0).blocks
-    return both(module, x, keys), both(lambda y: packed.attend_blocks(module, y, blocks), y)
+def packed(args, mode: str, kind: str) -> Pair:
+    """fast/attention.py against one of 04's, projections and norm included, on a quarter of a level's tokens,
+    every one valid."""
+    M = torch.randn(args.rays // 4, args.samples, args.views, 32, requires_grad=True)
+    mask = torch.ones(M.shape[:3], dtype=torch.bool)
+    return tuple(both(attention_module(mode, k), M, mask) for k in (kind, "packed"))
 
 
 def lookup(args) -> Pair:
@@ -73,14 +70,14 @@ def norm(args) -> Pair:
 
 
 def step(job: Job, piece: int = 128) -> Callable:
-    """A training step in pieces."""
+    """A training step in pieces, on one thread."""
     return lambda: training.training_step(job.model, [job.batch], 0, piece)
 
 
 def faster(args, how: str = "true", **changes) -> Job:
     """A job whose model computes by fast/."""
     job = Job(args)
-    job.model = fast.faster(job.model, options(args, how, **changes))
+    job.model, _ = fast.faster(job.model, training.training_step, options(args, how, **changes))
     return job
 
 
@@ -120,11 +117,12 @@ TRIED = {
     "attention 16": ("the same, of 16", lambda a: fused(a, 16)),
     "attention 32": ("the same, of 32", lambda a: fused(a, 32)),
     "attention 64": ("the same, of 64", lambda a: fused(a, 64)),
-    "packed sequences 8": ("packed attention (fast/), against the better of those: sequences of 8",
-                           lambda a: packed_sequences(a, 8)),
-    "packed sequences 64": ("the same, of 64", lambda a: packed_sequences(a, 64)),
+    "packed cross-view": ("packed cross-view attention (fast/), against the einsum",
+                          lambda a: packed(a, "cross", "einsum")),
+    "packed intra-view": ("packed intra-view attention (fast/), against the fused kernel",
+                          lambda a: packed(a, "intra", "fused")),
     "lookup": ("feature lookup by rows (fast/), against grid_sample (03)", lookup),
-    "packed": ("a step on valid tokens alone (fast/), against all tokens (04)",
+    "packed step": ("a step on valid tokens alone (fast/), against all tokens (04)",
                lambda a: (step(Job(a)), step(faster(a)))),
     "packed image": ("rendering these rays, the same", packed_image),
     "projection": ("all views projected in one product (01), against one after the other", projection),

@@ -164,14 +164,14 @@ def measure_step(args, how: str = "true", piece: int = 0, workers: int = 0, **ch
     """One training step after a warm-up: forward, backward, Adam. how: --fast; piece, workers and the
     changes: other flags of 07. peak: of the whole process on a CPU."""
     job = Job(args)
-    model = fast.faster(job.model, options(args, how, **changes))
+    model, take_step = fast.faster(job.model, training.training_step,
+                                   options(args, how, workers=workers, **changes))
     optimiser = torch.optim.Adam(model.parameters(), fused=True)
     piece = machine.piece_size(job.device, args.rays, piece)
-    pool = machine.core_pool(job.device, math.ceil(args.rays / piece), workers)
 
     def step() -> None:
         """As 07 does one."""
-        training.training_step(model, [job.batch], 0, piece, pool)
+        take_step(model, [job.batch], 0, piece)
         optimiser.step()
     step(), step()
     seconds, user = clock(step, args.repeats, args.device)
@@ -215,7 +215,7 @@ def attention_module(mode: str, kind: str) -> Callable:
     if kind != "packed":
         return module
     from fast.attention import refine
-    return lambda M, mask: refine(module, M[mask], mask).view(M.shape)        # here all tokens are valid
+    return lambda M, mask: refine(module, M[mask], mask, None, None).view(M.shape)  # all tokens are valid
 
 
 def measure_tensor(args, mode: str, kind: str, R: int) -> dict:
