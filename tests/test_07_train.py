@@ -608,11 +608,11 @@ def test_rays_without_labels_train_the_colours_alone(scene):
 @pytest.mark.parametrize("take_step", [training.training_step, StepOnCores(training, 1)])
 def test_the_fused_adam_of_main_moves_the_weights_as_the_plain_one_does(scene, take_step):
     """It reads a gradient's memory in order, whatever its strides say."""
-    moved = []
+    config, moved = replace(MIXED, extra_views=2), []
     for fused in (True, False):
-        model = make_model(MIXED)
+        model = make_model(config)
         optimiser = torch.optim.Adam(model.parameters(), lr=0.1, fused=fused)
-        take_step(model, [draw(scene, MIXED)], 3)
+        take_step(model, [draw(scene, config)], 3)
         optimiser.step()
         moved.append([optimiser.state[p]["exp_avg"] for p in model.parameters()])
     for a, b in zip(*moved, strict=True):
