@@ -90,19 +90,10 @@ def test_a_fresh_process_sees_the_memory_its_work_takes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_command_measures_in_fresh_processes_and_writes_json(tmp_path):
-    flags = [x for name in benchmark.SIZES for x in (f"--{name}", getattr(SMALL, name))]
-    done = run(*flags, "--only", "whole", "--json", "b.json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert found["machine"]["U"] > 0 and found["machine"]["copy_gbs"] > 0
-    assert set(found["whole"]) == {"step_fast", "step_plain", "image_fast", "image_plain", "image_keep_8",
-                                   "image_keep_8_stride_4", "step_in_one_piece"}
-    step = found["whole"]["step_fast"]
+def test_a_figure_from_a_fresh_process_has_u_and_the_copy_rate_beside_it():
+    step = benchmark.fresh(SMALL, "step")
     assert step["U"] == pytest.approx(step["user"] / step["unit"]) and step["peak"] > 100
-    line = next(line for line in done.stdout.splitlines() if line.startswith("step, 8 rays, fast"))
-    assert f"{step['copy_gbs']:.1f}" in line.split()                          # beside U
-    assert "image 64x48, in full, plain" in done.stdout
+    assert step["copy_gbs"] > 0.1 and step["rays_per_second"] == pytest.approx(8 / step["seconds"])
 
 
 @pytest.fixture
@@ -116,6 +107,27 @@ def in_this_process(monkeypatch):
     yield
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_figures_and_writes_them(in_this_process, tmp_path, monkeypatch, capsys):
+    flags = [str(x) for name in benchmark.SIZES for x in (f"--{name}", getattr(SMALL, name))]
+    path = tmp_path / "b.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark", *flags, "--only", "whole", "--json", str(path)])
+    benchmark.main()
+    found, printed = json.loads(path.read_text()), capsys.readouterr().out
+    assert found["machine"]["U"] > 0 and found["machine"]["copy_gbs"] > 0
+    assert set(found["whole"]) == {"step_fast", "step_plain", "image_fast", "image_plain", "image_keep_8",
+                                   "image_keep_8_stride_4", "step_in_one_piece"}
+    assert "step, 8 rays, fast" in printed and "image 64x48, in full, plain" in printed
+
+
+def test_the_copy_rate_stands_beside_u(capsys):
+    figures = {"gflop": 1.0, "seconds": 2.0, "user": 3.0, "U": 150.0, "copy_gbs": 17.9, "peak": 9.0}
+    benchmark.report_row("step", figures, {"matrix_gflops": 5.0})
+    names, cells = benchmark.HEAD.split(), capsys.readouterr().out.split()
+    assert names[names.index("U") + 1] == "copy"
+    assert cells[cells.index("150") + 1] == "17.9" and cells[-1] == "10%"
 
 
 def test_every_stage_and_every_attention_is_measured_forward_and_backward(in_this_process, capsys):
