@@ -86,7 +86,8 @@ def stages() -> dict[str, Path]:
 
 def write(numbers: list[str], folder: Path, hints: bool = False) -> list[Path]:
     """Write these stages' exercises -> their files. DataError where one of them is there already."""
-    files = [folder / stages()[number].name for number in numbers]
+    originals = stages()
+    files = [folder / originals[number].name for number in numbers]
     there = [str(file) for file in files if file.exists()]
     if there:
         raise DataError(f"{', '.join(there)}: there already, and never overwritten; move it away, or name "
@@ -104,9 +105,10 @@ def main() -> None:
     parser.add_argument("--hints", action="store_true", help="keep the comments and shapes of the bodies")
     parser.add_argument("--out", default="exercises", help="folder for the exercises [exercises]")
     args = parser.parse_args()
-    if args.stage not in (*stages(), "all"):
-        raise DataError(f"{args.stage}: no stage with an exercise; there are {', '.join(stages())} and all")
-    numbers = list(stages()) if args.stage == "all" else [args.stage]
+    known = list(stages())
+    if args.stage not in (*known, "all"):
+        raise DataError(f"{args.stage}: no stage with an exercise; there are {', '.join(known)} and all")
+    numbers = known if args.stage == "all" else [args.stage]
     for file in write(numbers, Path(args.out), args.hints):
         count = len(exercises((ROOT / file.name).read_text()))
         print(f"{file}: {count} to write; pytest tests/test_{file.name} --mine")
