@@ -114,6 +114,8 @@ def test_the_score_counts_functions_and_names_the_first_that_fails():
     assert score("04_cra", tests, passed) == "04_cra: 2 of 3; next: test_b"
     assert score("04_cra", tests, tests) == "04_cra: 3 of 3"
     assert score("05_weighting", tests, tests) == "05_weighting: no test ran"
+    broken = {("tests/test_03_reprojection.py", None, "tests/test_03_reprojection.py")}
+    assert score("03_reprojection", broken, set()) == "03_reprojection: cannot be imported"
 
 
 def test_each_wrong_solution_is_in_a_body_and_its_test_is_in_the_stages_file():
