@@ -37,7 +37,7 @@ PALETTE = np.array(SCANNET.colours, np.uint8)                                   
 
 # ------------------------------------------------------------------------------------------ cameras and rays
 
-def scale_intrinsics(K: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def scale_intrinsics(K: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:  # exercise
     """K (..., 3, 3) of an image of size old (H, W) -> K of the same image resized to new (H, W).
 
     Each axis has its own factor f. A pixel centre c moves to (c + 1/2) f - 1/2: the focal length scales by f,
@@ -66,13 +66,13 @@ def rays(pixels: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
     return c2w[:3, 3], directions
 
 
-def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
+def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:  # exercise: pixel -> world
     """Pixels (R, 2) at depth (R,) metres along z -> world points (R, 3)."""
     origin, directions = rays(pixels, K, c2w)
     return origin + depth[:, None] * directions
 
 
-def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
+def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:  # exercise: K [R^T | -R^T t]
     """World points (..., 3) into V cameras, K (V, 3, 3), c2w (V, 4, 4) -> pixels (..., V, 2), depth (..., V).
 
     A camera is K [R^T | -R^T t], 3x4. V of them stack to 3V x 4: all views in one matrix product. Behind the
@@ -190,7 +190,7 @@ class Scene(SceneFolder):
 
 # ----------------------------------------------------------------------------------- which views look at what
 
-def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float = 1.0) -> list[int]:
+def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float = 1.0) -> list[int]: # exercise
     """The `count` cameras of c2w (N, 4, 4) nearest to the pose target (4, 4), nearest first.
 
     Distance in metres plus angle_weight metres per radian between the viewing directions: a camera at the

@@ -38,7 +38,7 @@ class Context(NamedTuple):
     mask: Tensor            # (R, S, V)      bool: in front of the camera and inside its image
 
 
-def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:
+def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:  # exercise: L20
     """Bilinear lookup in maps (V, C, h, w), whose cell (i, j) is centred on pixel (stride i, stride j), at
     pixels (R, S, V, 2) -> (R, S, V, C). Beyond the outermost centres the border value holds."""
     h, w = maps.shape[-2:]
@@ -56,7 +56,7 @@ def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
     return (z > 1e-3) & (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
 
 
-def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
+def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:  # exercise
     """Table 8's Input 2. points (R, S, 3), camera centres: query_origin (3,), source_origins (V, 3) ->
     (R, S, V, 4): unit direction from source to point minus that from query to point; their dot product."""
     query = F.normalize(points - query_origin, dim=-1)[:, :, None]            # (R, S, 1, 3)

@@ -36,14 +36,14 @@ def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
-def attention_maps(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def attention_maps(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:  # exercise: L4 and L6
     """Who reads whom, and how much: q (B, A, s, D), k (B, A, t, D), mask (B, t) -> (B, A, s, t)."""
     # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
     score = torch.einsum("basd,batd->bast", q, k) / math.sqrt(q.shape[-1])                 # (B, A, s, t)
     return (score + key_bias(mask, score.dtype)[:, None, None]).softmax(dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # exercise: L4 and L6
     """Scaled dot-product attention: q, k, v (B, A, N, D), mask (B, N), true: may be read -> (B, A, N, D)."""
     # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
     return torch.einsum("bast,batd->basd", attention_maps(q, k, mask), v)
@@ -118,19 +118,19 @@ class CRA(nn.Module):
         L2 = sample_positions(S if index is None else index, C, M.device).to(M.dtype)    # (S, C) or (R, S, C)
         return L1 + L2.view(-1, 1, S, C)                # L3: (R, V, S, C) + (1 or R, 1, S, C)
 
-    def intra_view(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+    def intra_view(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise: L1-L5
         """Intra-view radial attention: R V sequences of S tokens. M (R, S, V, C) -> M' (R, S, V, C)."""
         R, S, V, C = M.shape
         L3 = self.with_positions(M, index)                                    # (R, V, S, C)
         L4 = self.L4(L3.flatten(0, 1), mask.transpose(1, 2).flatten(0, 1))    # (R V, S, C)
         return L4.view(R, V, S, C).transpose(1, 2)                            # L5: (R, S, V, C)
 
-    def cross_view(self, M: Tensor, mask: Tensor) -> Tensor:
+    def cross_view(self, M: Tensor, mask: Tensor) -> Tensor:  # exercise: L6
         """Cross-view sparse attention: R S sequences of V tokens. M' (R, S, V, C) -> M'' (R, S, V, C)."""
         L6 = self.L6(M.flatten(0, 1), mask.flatten(0, 1))                     # (R S, V, C)
         return L6.view(M.shape)                                               # (R, S, V, C)
 
-    def dense_attention(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+    def dense_attention(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise
         """What CRA stands in for: R sequences of V S tokens. M (R, S, V, C) -> (R, S, V, C)."""
         R, S, V, C = M.shape
         L3 = self.with_positions(M, index)                                    # (R, V, S, C)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 
-def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
+def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:  # exercise: eq. 3
     """Euclidean projection of scores (..., V) onto C(tau) over the valid views of mask (..., V) -> w (...,
     V), 0 where invalid. No valid view: all zero. tau in (0, 1], else ValueError.
 
@@ -80,7 +80,7 @@ class WeightNetwork(nn.Module):
         return view_weights(L3, mask, self.tau)
 
 
-def semantic_ray(w: Tensor, refined: Tensor) -> Tensor:
+def semantic_ray(w: Tensor, refined: Tensor) -> Tensor:  # exercise: s = sum_v w_v M''_v
     """w (R, S, V), refined context M'' (R, S, V, C) -> semantic ray (R, S, C)."""
     # s[r,s,c] = sum_v w[r,s,v] M''[r,s,v,c]
     return torch.einsum("rsv,rsvc->rsc", w, refined)

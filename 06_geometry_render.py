@@ -38,6 +38,15 @@ class Geometry(NamedTuple):
     visibility: Tensor      # (R, S, V, 1)  L3: how far each view is believed; Table 10's 37th input
 
 
+def pool_views(L4: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # exercise: L5, L6
+    """L4 (R, S, V, C), 0 where invalid, mask (R, S, V) -> mean and biased variance over the valid views, (R,
+    S, C) each; 0 where no view is valid."""
+    valid = mask.sum(2)[..., None].clamp(min=1)                               # (R, S, 1) views
+    L5 = L4.sum(2) / valid                                                    # (R, S, C) mean
+    L6 = (L4.square().sum(2) / valid - L5.square()).clamp(min=0)              # (R, S, C) biased variance
+    return L5, L6
+
+
 class GeometryNetwork(nn.Module):
     """Table 11, and the colour head: a softmax over the valid views blends the reprojected source colours.
 
@@ -63,9 +72,7 @@ class GeometryNetwork(nn.Module):
         L1 = self.L1(M)                                                       # (R, S, V, 32)
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = L1 * L3 * mask[..., None]                                        # (R, S, V, 32), 0 where invalid
-        valid = mask.sum(2)[..., None].clamp(min=1)                           # (R, S, 1) views
-        L5 = L4.sum(2) / valid                                                # (R, S, 32) mean
-        L6 = (L4.square().sum(2) / valid - L5.square()).clamp(min=0)          # (R, S, 32) biased variance
+        L5, L6 = pool_views(L4, mask)                                         # (R, S, 32) each
         L7 = torch.cat([L5, L6], dim=-1)                                      # (R, S, 64)
         L8 = self.L8(L7)                                                      # (R, S, 16)
         any_valid = mask.any(dim=2)                                           # (R, S)
@@ -103,7 +110,7 @@ def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str,
     return edges[:-1] + where * (edges[1:] - edges[:-1])                      # (R, S)
 
 
-def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:
+def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:  # exercise
     """Importance sampling (NeRF, section 5.2): coarse depths z (R, S) and rendering weights (R, S) -> depths
     (R, count), increasing, drawn from a histogram: a bin around each coarse sample, as heavy as its weight.
 
@@ -134,7 +141,7 @@ def sample_lengths(z: Tensor, far: float, ray_length: Tensor) -> Tensor:
     return torch.cat([z[:, 1:] - z[:, :-1], last], dim=1) * ray_length[:, None]
 
 
-def rendering_weights(sigma: Tensor, delta: Tensor) -> Tensor:
+def rendering_weights(sigma: Tensor, delta: Tensor) -> Tensor:  # exercise: w_s = alpha_s prod (1 - alpha_t)
     """Densities sigma (R, S) in 1/m on lengths delta (R, S) in m -> rendering weights w (R, S): how much of
     the pixel each sample is. 0 <= w, sum <= 1. Not eq. 3's w, which weighs views."""
     thickness = sigma * delta                                                 # (R, S) optical, no unit

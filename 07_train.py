@@ -222,13 +222,13 @@ def load_checkpoint(path: str | Path, level: type = Level) -> tuple[SRay, dict]:
 
 
 # ------------------------------------------------------------------------------------------- losses
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:  # exercise: CE of eq. 1
     """Mean over the labelled of logits (R, L), labels (R,); zero, with a zero gradient, if none is."""
     total = F.cross_entropy(logits, labels, ignore_index=data.IGNORE, reduction="sum")
     return total / (labels != data.IGNORE).sum().clamp(min=1)
 
 
-def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # exercise: eqs. 1-2
     """Eq. 1 and eq. 2's L_photometric: both levels' results, true colours (R, 3), labels (R,)."""
     semantic = sum(cross_entropy(level["logits"], labels) for level in result.values())
     return semantic, sum(F.mse_loss(level["colour"], colours) for level in result.values())

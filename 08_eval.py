@@ -62,7 +62,7 @@ def spread(items: list[int], count: int) -> list[int]:
 
 
 # -------------------------------------------------------------------------------------------- the metrics
-def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:  # exercise: n[l, k]
     """n[l, k]: how many pixels of true class l were called k, (L, L + 1) int64. IGNORE in truth is left out.
     IGNORE in predicted (the copied baseline) is a wrong answer, counted in the extra column."""
     labelled = truth != data.IGNORE
@@ -71,7 +71,7 @@ def confusion_matrix(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     return torch.bincount(cells, minlength=classes * (classes + 1)).view(classes, classes + 1)
 
 
-def label_metrics(n: Tensor, names: list[str] = data.CLASSES) -> dict:
+def label_metrics(n: Tensor, names: list[str] = data.CLASSES) -> dict:  # exercise: IoU_l, mIoU, accuracies
     """Confusion matrix (L, L + 1), names -> miou, total_acc, avg_acc and per_class_iou in percent; None where
     the truth has none of it."""
     n = n.double()
@@ -87,12 +87,12 @@ def label_metrics(n: Tensor, names: list[str] = data.CLASSES) -> dict:
             "per_class_iou": dict(zip(names, by_class))}
 
 
-def psnr(image: Tensor, truth: Tensor) -> float:
+def psnr(image: Tensor, truth: Tensor) -> float:  # exercise: -10 log10(MSE)
     """Peak signal-to-noise ratio in dB of images in [0, 1] of one shape, over all pixels; 100 dB at most."""
     return float(-10 * torch.log10(F.mse_loss(image, truth).clamp(min=1e-10)))
 
 
-def ssim(image: Tensor, truth: Tensor) -> float:
+def ssim(image: Tensor, truth: Tensor) -> float:  # exercise: Wang et al. 2004
     """Structural similarity (Wang et al. 2004) of images (H, W, 3) in [0, 1]: 11x11 Gaussian window, sigma
     1.5, windows inside the image only, constants 0.01^2 and 0.03^2, mean over pixels and channels."""
     g = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5 ** 2))           # (11,)

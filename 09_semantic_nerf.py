@@ -71,7 +71,7 @@ PRESETS = {   # what differs from the originals' sizes
 
 
 # ---------------------------------------------------------------------------------------------- the field
-def positional_encoding(x: Tensor, frequencies: int) -> Tensor:
+def positional_encoding(x: Tensor, frequencies: int) -> Tensor:  # exercise: gamma(p)
     """gamma(x): (..., 3) -> (..., 3 + 6 F): x itself, then sin and cos of 2^i x for each octave i."""
     octaves = 2.0 ** torch.arange(frequencies, device=x.device, dtype=x.dtype)                 # (F,)
     angle = x[..., None, :] * octaves[:, None]                                # (..., F, 3)

@@ -58,6 +58,28 @@ def test_projection_equals_the_pinhole_formula_point_by_point():
         torch.testing.assert_close(z[r, s, v], depth)
 
 
+def test_a_camera_turns_points_by_the_transpose_of_its_rotation():
+    c2w, K = torch.eye(4, dtype=torch.float64)[None].clone(), intrinsics(1)
+    # its axes x, y, z in the world: it looks along the world's x
+    c2w[0, :3, :3] = torch.tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    uv, z = data.project(torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float64), K, c2w)
+    assert z.item() == 2 and uv[0, 0].tolist() == K[0, :2, 2].tolist()
+
+
+def test_u_runs_to_the_right_and_v_runs_down():
+    c2w, K = torch.eye(4, dtype=torch.float64)[None], intrinsics(1)
+    uv, _ = data.project(torch.tensor([[1.0, 0, 2], [0, 1, 2]], dtype=torch.float64), K, c2w)
+    assert uv[:, 0].tolist() == [[31 + 50 / 2, 22.5], [31, 22.5 + 70 / 2]]
+
+
+def test_depth_is_along_z_and_not_along_the_ray():
+    c2w, K = poses(1)[0], intrinsics(1)[0]
+    pixels = torch.tensor([[0.0, 0.0], [60.0, 40.0]], dtype=torch.float64)
+    points = data.unproject(pixels, torch.full((2,), 2.0, dtype=torch.float64), K, c2w)
+    along_z = (points - c2w[:3, 3]) @ c2w[:3, 2]
+    torch.testing.assert_close(along_z, torch.full((2,), 2.0, dtype=torch.float64))
+
+
 def test_a_pixel_whose_point_is_behind_the_camera_has_negative_depth_and_is_finite():
     c2w, K = poses(1), intrinsics(1)
     centre, forward = c2w[0, :3, 3], c2w[0, :3, 2]

@@ -63,6 +63,11 @@ def test_the_lookup_equals_a_bilinear_loop_and_holds_the_border():
         torch.testing.assert_close(found[r, s, v], bilinear(maps[v], x, y))
 
 
+def test_a_lookup_reads_column_u_of_row_v():
+    maps = torch.arange(12.0).view(1, 1, 3, 4)                                # 4 i + j in row i, column j
+    assert reprojection.lookup(maps, torch.tensor([[[[2.0, 1.0]]]]), 1).item() == 6
+
+
 def test_a_map_of_one_cell_is_that_cell_everywhere():
     single = torch.rand(V, 24, 1, 1, dtype=torch.float64)
     pixels = torch.rand(R, S, V, 2, dtype=torch.float64) * 40 - 4
@@ -157,6 +162,12 @@ def test_direction_differences_of_a_right_angle_by_hand():
     found = reprojection.direction_differences(point, query, sources)
     expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])               # +x against +z; the same direction
     torch.testing.assert_close(found[0, 0], expected)
+
+
+def test_the_difference_is_the_sources_direction_minus_the_querys_each_of_length_one():
+    point, query = torch.tensor([[[0.0, 0.0, 4.0]]]), torch.zeros(3)          # far and near: lengths cancel
+    found = reprojection.direction_differences(point, query, torch.tensor([[-7.0, 0.0, 4.0]]))
+    assert found.flatten().tolist() == [1, 0, -1, 0]
 
 
 def test_all_views_at_once_equal_one_view_at_a_time():

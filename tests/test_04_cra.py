@@ -61,6 +61,12 @@ def test_attention_equals_a_python_loop(function):
         torch.testing.assert_close(out[b, a, i], expected)
 
 
+def test_scores_are_divided_by_the_root_of_the_head_dimension():
+    q, k = torch.ones(1, 1, 1, 16), torch.stack([torch.zeros(16), torch.full((16,), 0.1)])[None, None]
+    weight = cra.attention_maps(q, k, torch.ones(1, 2, dtype=torch.bool)).flatten()
+    assert float(weight[1] / weight[0]) == pytest.approx(math.exp(16 * 0.1 / 4))
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 65535])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fused_attention_equals_attention_in_slices_of_any_size(monkeypatch, dtype, limit):

@@ -54,6 +54,12 @@ def test_the_cross_view_mean_and_variance_run_over_the_valid_views_only():
         torch.testing.assert_close(pooled[r, s], torch.cat([mean, variance]))
 
 
+def test_the_variance_over_the_views_is_the_biased_one():
+    values = torch.tensor([1.0, 3.0, 0.0]).view(1, 1, 3, 1)
+    mean, variance = geometry.pool_views(values, torch.tensor([[[True, True, False]]]))
+    assert mean.item() == 2 and variance.item() == 1                          # divided by 2 views, not by 1
+
+
 def test_the_layers_have_the_sizes_of_table_11():
     net = network()
     def linear(module):
@@ -302,6 +308,15 @@ def test_fine_samples_without_jitter_are_the_middles_of_even_strata():
             rest, bin = rest - p[bin], bin + 1
         expected = BINS[bin] + rest / p[bin] * (BINS[bin + 1] - BINS[bin])
         assert float(fine[r, i]) == pytest.approx(float(expected))
+
+
+def test_jitter_moves_a_fine_sample_within_its_stratum():
+    """Even weights on even bins: strata even in depth, and jitter is how far into one a sample is."""
+    z, weights = torch.linspace(0, 1, 101).double()[None], torch.ones(1, 101).double()
+    weights[:, [0, -1]] = 0.5                                                 # outer bins: half as wide
+    jitter = torch.tensor([[0.25, 0.5, 0.0, 0.75]]).double()
+    fine = geometry.fine_samples(z, weights, 4, jitter)
+    torch.testing.assert_close(fine, (torch.arange(4) + jitter) / 4, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("weights", [

@@ -399,6 +399,20 @@ def test_equation_1_against_a_hand_calculation():
     assert photometric.item() == pytest.approx(0.25 ** 2 + 0.75 ** 2)
 
 
+def test_the_mean_runs_over_the_labelled_rays_alone():
+    labels = torch.tensor([0, data.IGNORE, data.IGNORE, data.IGNORE])
+    assert training.cross_entropy(torch.zeros(4, 20), labels).item() == pytest.approx(math.log(20))
+
+
+def test_both_levels_count_in_both_losses():
+    labels, true = torch.tensor([0]), torch.zeros(1, 3)
+    good = {"logits": torch.tensor([[50.0, 0.0]]), "colour": true}
+    for level in ("coarse", "fine"):
+        result = {"coarse": good, "fine": good} | {level: {"logits": torch.zeros(1, 2), "colour": true + 0.5}}
+        semantic, photometric = training.losses(result, true, labels)
+        assert semantic.item() == pytest.approx(math.log(2)) and photometric.item() == pytest.approx(0.25)
+
+
 def test_unlabelled_pixels_are_ignored():
     logits, labels = torch.randn(6, 20), torch.tensor([3, data.IGNORE, 7, data.IGNORE, 0, 19])
     before = training.cross_entropy(logits, labels)

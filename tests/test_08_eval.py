@@ -42,6 +42,22 @@ def test_metrics_against_a_hand_made_confusion_matrix():
     assert m["per_class_iou"]["wall"] == pytest.approx(75) and m["per_class_iou"]["sofa"] is None
 
 
+def test_the_rows_of_a_confusion_matrix_are_the_truth():
+    n = evaluation.confusion_matrix(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 0]), 2)
+    assert n.tolist() == [[1, 2, 0], [0, 0, 0]]
+
+
+def test_the_union_counts_a_right_pixel_once():
+    m = evaluation.label_metrics(torch.tensor([[6, 2, 0], [1, 3, 0]]), ["wall", "floor"])
+    assert m["per_class_iou"] == {"wall": pytest.approx(100 * 6 / 9), "floor": pytest.approx(100 * 3 / 6)}
+
+
+def test_a_class_that_the_truth_has_none_of_is_not_in_the_mean():
+    m = evaluation.label_metrics(torch.tensor([[3, 1, 0], [0, 0, 0]]), ["wall", "floor"])
+    assert m["miou"] == pytest.approx(75) and m["avg_acc"] == pytest.approx(75)
+    assert m["per_class_iou"]["floor"] is None
+
+
 def test_unlabelled_truth_is_left_out_and_an_unlabelled_answer_is_wrong():
     m = evaluation.label_metrics(confusion([(0, 0, 4), (data.IGNORE, 3, 50), (0, data.IGNORE, 4)]))
     assert m["total_acc"] == pytest.approx(50) and m["miou"] == pytest.approx(50)

@@ -44,6 +44,22 @@ def test_positional_encoding_equals_its_formula():
         torch.testing.assert_close(encoded[i], torch.tensor(expected, dtype=torch.float64))
 
 
+def test_the_encoding_begins_with_the_position_itself():
+    x = torch.tensor([0.3, -1.2, 0.7])
+    assert torch.equal(nerf.positional_encoding(x, 2)[:3], x)
+
+
+def test_each_octave_is_twice_as_fast_as_the_one_before():
+    encoded = nerf.positional_encoding(torch.tensor([0.1, 0.2, 0.3]), 4)[3:].view(4, 6)  # sin, cos of three
+    angle = torch.atan2(encoded[:, 0], encoded[:, 3])
+    torch.testing.assert_close(angle, 0.1 * torch.tensor([1.0, 2, 4, 8]))
+
+
+def test_the_sines_of_an_octave_come_before_its_cosines():
+    encoded = nerf.positional_encoding(torch.zeros(3), 2)[3:]
+    assert encoded.tolist() == [0, 0, 0, 1, 1, 1] * 2
+
+
 def test_density_and_semantics_do_not_see_the_direction_and_colour_does():
     field = model_of().fine
     points, a, b = torch.rand(3, 5, 3), torch.eye(3), torch.eye(3).roll(1, 0)
