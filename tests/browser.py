@@ -80,7 +80,7 @@ class Browser:
             self.errors.append(given["entry"]["text"])
         if method == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning", "assert"):
             self.errors.append(str(given["args"]))
-        if method == "Network.requestWillBeSent":
+        if method == "Network.requestWillBeSent" and not given["request"]["url"].startswith("data:"):
             self.fetched.append(given["request"]["url"])
 
     def ask(self, method: str, **parameters) -> dict:

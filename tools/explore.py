@@ -86,8 +86,8 @@ def follow(model, sources, view, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def what_views_have(points: Tensor, known: Tensor, views) -> Tensor:
-    """Points (R, 3), known (R,) -> OUTSIDE, SEEN, HIDDEN or UNKNOWN in each view (R, V). Hidden: by a fifth of the
-    depth or more, so that no edge's pixel decides. Seen: no more than 5% behind what the view's true depth shows."""
+    """Points (R, 3), known (R,) -> OUTSIDE, SEEN, HIDDEN or UNKNOWN in each view (R, V). Seen: no more than 5% behind
+    what the view's true depth shows there. Hidden: by more than 10%. Between the two a pixel at an edge decides."""
     V, H, W = views.depth.shape
     uv, z = data.project(points, views.K, views.c2w)                          # (R, V, 2), (R, V)
     inside = reprojection.in_view(uv, z, H, W)                                # (R, V)
@@ -95,7 +95,7 @@ def what_views_have(points: Tensor, known: Tensor, views) -> Tensor:
     shown = views.depth[torch.arange(V), v.clamp(0, H - 1), u.clamp(0, W - 1)]            # (R, V)
     has = torch.full_like(u, UNKNOWN)
     has[(z <= 1.05 * shown) & (shown > 0)] = SEEN
-    has[(z > 1.2 * shown) & (shown > 0)] = HIDDEN
+    has[(z > 1.1 * shown) & (shown > 0)] = HIDDEN
     has[~inside] = OUTSIDE
     has[~known] = UNKNOWN
     return has
@@ -114,6 +114,16 @@ def surroundings(view, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     jump = torch.where(known, largest(view.depth) / nearest, 1)
     spread = (mean(view.images.square()) - mean(view.images).square()).clamp(min=0).sum(0).sqrt()
     return jump, spread, largest(view.labels) == -largest(-view.labels)
+
+
+def most_hidden(scene, views: int) -> int:
+    """Which of the scene's test views has most surface points hidden from source views: there is most to see."""
+    source_views, hidden = scene.views(evaluation.source_views(scene, views)), []
+    for view in map(scene.views, ([index] for index in evaluation.test_views(scene))):
+        depth = view.depth[0].flatten()[::50]
+        points = data.unproject(data.pixel_grid(*view.depth.shape[1:])[::50], depth, view.K[0], view.c2w[0])
+        hidden.append(int((what_views_have(points, depth > 0, source_views) == HIDDEN).sum()))
+    return hidden.index(max(hidden))
 
 
 def truths(view, source_views, pixels: Tensor) -> dict[str, Tensor]:
@@ -147,17 +157,16 @@ def judged(rays: dict) -> SimpleNamespace:
 
 def clear_surface(r, names) -> tuple:
     """Many views see it, the label is right, the weight is in one place, there is something to see."""
-    able = r.right & r.smooth & r.known & (r.error < 0.05 * r.true_depth)
-    return able, r.count - r.spread + 5 * r.contrast, lambda i: (
-        f"{r.count[i]} of {r.views.shape[1]} views see this point of a {names[r.answer[i]]}, and what they show of it "
-        "agrees.",
+    able = r.right & r.smooth & r.known & (r.error < 0.05 * r.true_depth) & (r.hidden == 0)
+    return able, r.count + 8 * r.close + 4 * r.contrast, lambda i: (
+        f"{r.count[i]} of {r.views.shape[1]} views see this point ({names[r.answer[i]]}), and from none is it hidden.",
         f"So {r.close[i]:.0%} of the ray's weight lies within 10 cm of {r.depth[i]:.2f} m; the truth is "
         f"{r.true_depth[i]:.2f} m.")
 
 
 def edge(r, names) -> tuple:
     """The true depth jumps beside the ray, and the ray cannot decide."""
-    return r.known & (r.jump > 1.3), r.spread, lambda i: (
+    return r.known & (r.jump > 1.2), r.spread, lambda i: (
         f"The true depth jumps by a factor of {r.jump[i]:.1f} within a few pixels, so the views' bilinear features mix "
         "two surfaces.",
         f"The weight spreads over ±{r.spread[i]:.2f} m, and the depth, a mean of it, is {r.depth[i]:.2f} m where "
@@ -173,9 +182,11 @@ def occluded(r, names) -> tuple:
 
 def blank_wall(r, names) -> tuple:
     """Nothing to compare: the blankest tenth of the picture, where the weight spreads most."""
-    able = r.smooth & r.known & (r.contrast <= r.contrast.quantile(0.1)) & (r.count >= r.views.shape[1] / 2)
+    able = r.smooth & r.known & (r.contrast <= r.contrast.quantile(0.1)) & (r.count > 1)
+    if "wall" in names and (able & (r.true_label == names.index("wall"))).any():
+        able = able & (r.true_label == names.index("wall"))
     return able, r.spread, lambda i: (
-        f"{r.count[i]} views see this point, but all around it has the same colour, so they agree at wrong depths too.",
+        f"{r.count[i]} views see this point, but all around it has the same colour, so that wrong depths look right.",
         f"The weight spreads over ±{r.spread[i]:.2f} m, and the depth is wrong by {r.error[i]:.2f} m.")
 
 
@@ -345,7 +356,8 @@ def main() -> None:
     evaluating.add_scene_flags(parser)
     add = parser.add_argument
     add("--out", default="explorer.html", metavar="FILE", help="[explorer.html]")
-    add("--view", type=int, default=1, choices=(1, 2, 3, 4), help="which of the scene's test views [1]")
+    add("--view", type=int, default=0, choices=range(5), metavar="N",
+        help="which of the scene's test views, 1 to 4 [that with most points hidden from source views]")
     add("--views", type=int, default=8, help="source views, 1 to 16 [8]")
     add("--stride", type=int, default=0, metavar="N", help="rays of every N-th row and column [0: as 8 MB allow]")
     args = parser.parse_args()
@@ -362,7 +374,8 @@ def main() -> None:
     evaluating.introduce(args.checkpoint, state, kind, root, names[:1])
     if args.view > len(evaluation.test_views(scene)):
         raise DataError(f"--view {args.view}: {scene.name} has {len(evaluation.test_views(scene))} readable test views")
-    content = payload(model.to(machine.pick_device(args.device)), scene, args.view - 1, args.views, args.stride)
+    view = args.view - 1 if args.view else most_hidden(scene, args.views)
+    content = payload(model.to(machine.pick_device(args.device)), scene, view, args.views, args.stride)
     text = page(content).encode()
     write_atomically(Path(args.out), lambda file: file.write(text))
     print(f"{args.out}: {len(text) / 1e6:.1f} MB, {content['grid'][0] * content['grid'][1]} rays, tour: "

@@ -294,13 +294,14 @@ function drawSource(v) {
   const ray = state.ray, figure = element("views").children[v], surface = of("surface", ray);
   const has = of("views", ray)[v], w = weightsAt(ray, surface, state.tau)[v], inside = valid(ray, surface, v);
   const words = ["outside", "sees it", "hidden", "not known"][has];
-  figure.className = has === HIDDEN ? "hidden" : has === OUTSIDE ? "outside" : "";
   figure.lastChild.innerHTML = `<b>${v + 1}</b> ${words}${inside ? `, w ${digits(w)}` : ""}`;
   figure.firstChild.setAttribute("aria-label", `Source view ${v + 1}: the surface is ${words}` +
     `; ${dotsIn(ray, v).length} of ${S} samples fall into it; weight ${digits(w)}`);
   withImage(content.sources[v].image, (image) => {
     if (ray !== state.ray) return;
     const scale = Math.max(1, Math.round(640 / W)), pen = prepare(figure.firstChild, image, scale), r = W / 75;
+    if (has === HIDDEN || has === OUTSIDE) pale(pen);
+    line(pen, lineIn(ray, v), r);
     for (const [x, y, s] of dotsIn(ray, v)) {
       pen.beginPath();
       pen.arc(x, y, r, 0, 7);
@@ -310,12 +311,40 @@ function drawSource(v) {
       pen.strokeStyle = "#fff";
       pen.stroke();
     }
-    for (const [x, y, s] of dotsIn(ray, v).filter((dot) => dot[2] === surface)) ring(pen, x, y, r * 2.4);
+    for (const [x, y, s] of dotsIn(ray, v).filter((dot) => dot[2] === surface)) ring(pen, x, y, r * 3);
   });
 }
 
+// The whole ray in view v, near to far, where it falls into the image: [u, v] of 200 of its points.
+function lineIn(ray, v) {
+  const [origin, direction] = rayOf(Array.from(of("pixels", ray)), content.target);
+  return range(200).map((i) => {
+    const z = content.near + (content.far - content.near) * i / 199;
+    return project(origin.map((x, k) => x + z * direction[k]), content.sources[v]);
+  }).filter(([x, y, z]) => z > 0 && x >= -0.5 && x <= W - 0.5 && y >= -0.5 && y <= H - 0.5);
+}
+
+function line(pen, points, r) {
+  for (const [colour, width] of [["#fff", r * 0.9], ["#000", r * 0.4]]) {
+    pen.beginPath();
+    for (const [x, y] of points) pen.lineTo(x, y);
+    pen.strokeStyle = colour;
+    pen.lineWidth = width;
+    pen.stroke();
+  }
+}
+
+// Take most of the colour out of what is drawn so far.
+function pale(pen) {
+  for (const [how, colour] of [["saturation", "#808080"], ["source-over", "rgba(255,255,255,0.55)"]]) {
+    pen.globalCompositeOperation = how;
+    pen.fillStyle = colour;
+    pen.fillRect(-1, -1, W + 1, H + 1);
+  }
+}
+
 function ring(pen, x, y, r) {
-  for (const [colour, width] of [["#fff", r / 1.6], [ORANGE, r / 2.6]]) {
+  for (const [colour, width] of [["#fff", r / 2], [ORANGE, r / 3]]) {
     pen.beginPath();
     pen.arc(x, y, r, 0, 7);
     pen.strokeStyle = colour;
@@ -368,16 +397,18 @@ function drawAlong() {
       digits(of("coarse_weights", ray)[s]), digits(of("z", ray)[s]), digits(of("sigma", ray)[s]), digits(of("weights", ray)[s])]));
 }
 
-// One strip: the series' values (column `which`) between y = top and bottom, on one scale.
+// One strip: the series' values (column `which`) between y = top and bottom. Densities share a scale; a rendering weight
+// is of its sample's length, and the fine samples are short: each level has a scale of its own.
 function strip(series, which, top, bottom, name, x, pairs, label) {
-  const largest = Math.max(1e-9, ...series.flatMap((one) => Array.from(one[which])));
-  const y = (value) => bottom - (bottom - top) * value / largest;
+  const tops = series.map((one) => Math.max(1e-9, ...one[which])), shared = which === 3 ? Math.max(...tops) : 0;
   const lines = series.map(([, , z, , , width], i) => {
+    const y = (value) => bottom - (bottom - top) * value / (shared || tops[i]);
     const points = pairs(z, series[i][which]), colour = i ? ORANGE : BLUE;
     const dots = points.map(([at, value]) => tag("circle", {cx: x(at), cy: y(value), r: 5, fill: colour})).join("");
     return tag("path", {d: path(points, x, y), fill: "none", stroke: colour, "stroke-width": width, "stroke-dasharray": i ? "none" : "9 5"}) + dots;
   });
-  return text(0, top + 20, name, {"font-weight": 700}) + text(0, top + 46, `to ${label(largest)}`, {fill: GREY, "font-size": 19}) +
+  return text(0, top + 20, name, {"font-weight": 700}) + (shared ? text(0, top + 46, `to ${label(shared)}`, {fill: GREY, "font-size": 19}) : tops.map((one, i) =>
+    text(0, top + 46 + 24 * i, `to ${label(one)}`, {fill: i ? ORANGE : BLUE, "font-size": 19})).join("")) +
     tag("line", {x1: 120, x2: 980, y1: bottom, y2: bottom, stroke: "#999"}) + lines.join("");
 }
 
@@ -401,10 +432,13 @@ function depthAxis(from, to, x, y) {
 // ------------------------------------------------------------------------------------------ 3, 4: attention
 function drawIntra() {
   const ray = state.ray, map = of("intra", ray), surface = of("surface", ray), left = 40, size = (1000 - left) / S, tall = 34;
-  const largest = Math.max(1e-9, ...map), parts = [];
+  const reads = range(V).filter((v) => valid(ray, surface, v));        // elsewhere the sample is not there to read
+  const rowOf = (v) => Array.from(map.subarray(v * S, (v + 1) * S));
+  const largest = Math.max(1e-9, ...reads.flatMap(rowOf)), parts = [];
   for (const v of range(V)) {
     parts.push(text(0, v * tall + 26, v + 1, {"font-weight": 700}));
-    for (const s of range(S)) {
+    if (!reads.includes(v)) parts.push(text(left, v * tall + 26, "the surface is not in its image", {fill: GREY}));
+    else for (const s of range(S)) {
       const fill = valid(ray, s, v) ? colourAt("cividis", map[v * S + s] / largest) : "#fff";
       parts.push(tag("rect", {x: left + s * size, y: v * tall, width: size - 1, height: tall - 1, fill, stroke: fill === "#fff" ? "#ccc" : "none"},
         tag("title", {}, `view ${v + 1}, sample ${s + 1}: ${digits(map[v * S + s])}`)));
@@ -414,12 +448,12 @@ function drawIntra() {
   parts.push(tag("rect", {x: left + surface * size - 2, y: -2, width: size + 3, height: below + 3, fill: "none", stroke: ORANGE, "stroke-width": 4}),
     text(middle, below + 24, "surface", {"text-anchor": middle > 930 ? "end" : "middle", fill: ORANGE, "font-weight": 700}),
     ...scaleBar(0, below + 40, largest, "attention"));
-  show("intra", 1000, below + 72, parts, `Intra-view attention of sample ${surface + 1}. ` + range(V).map((v) => {
-    const row = Array.from(map.subarray ? map.subarray(v * S, (v + 1) * S) : map.slice(v * S, (v + 1) * S)), top = Math.max(...row);
-    return top > 0 ? `View ${v + 1} reads most from sample ${row.indexOf(top) + 1}, ${digits(top, 2)}` : `View ${v + 1}: no valid sample`;
+  show("intra", 1000, below + 72, parts, `Intra-view attention of sample ${surface + 1}. ` + reads.map((v) => {
+    const top = Math.max(...rowOf(v));
+    return `View ${v + 1} reads most from sample ${rowOf(v).indexOf(top) + 1}, ${digits(top, 2)}`;
   }).join(". "));
   table("intra-numbers", ["view", ...range(S).map((s) => s + 1)],
-    range(V).map((v) => [v + 1, ...range(S).map((s) => valid(ray, s, v) ? digits(map[v * S + s]) : "–")]));
+    reads.map((v) => [v + 1, ...rowOf(v).map((x, s) => valid(ray, s, v) ? digits(x) : "–")]));
 }
 
 function scaleBar(x, y, largest, words) {
