@@ -1,11 +1,11 @@
-"""A real browser for the tests: headless Chromium, spoken to through two pipes, with the standard library alone.
+"""A real browser for the tests: headless Chromium, through two pipes, with the standard library alone.
 
     with Browser() as browser:
         browser.open(path)
         browser.click(10, 20)
         browser.run("document.title")
 
-The DevTools protocol: a message is a line of JSON that ends with a zero byte. Chromium reads them from its file 3 and
+The DevTools protocol: a message is JSON that ends with a zero byte. Chromium reads them from its file 3 and
 writes them to its file 4.
 """
 import base64
@@ -24,7 +24,8 @@ KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "ArrowUp": 38, "ArrowDown": 40, "Tab"
 
 
 class Browser:
-    """A window of width x height. `errors`: what the pages complained of. `fetched`: the addresses they asked for."""
+    """A window of width x height. errors: what the pages complained of. fetched: the addresses that they
+    asked for."""
 
     def __init__(self, width: int = 1280, height: int = 800):
         program = next(filter(None, map(shutil.which, NAMES)), None)
@@ -35,10 +36,11 @@ class Browser:
         self.folder = tempfile.mkdtemp()
         read, self.write = os.pipe()
         self.read, write = os.pipe()
-        flags = ("--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run "
-                 f"--remote-debugging-pipe --user-data-dir={self.folder} --window-size={width},{height} about:blank")
-        self.process = subprocess.Popen(["bash", "-c", f'exec "$0" "$@" 3<&{read} 4>&{write}', program, *flags.split()],
-                                        pass_fds=(read, write), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+                 "--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={self.folder}", "about:blank")
+        connected = ["bash", "-c", f'exec "$0" "$@" 3<&{read} 4>&{write}', program, *flags]
+        self.process = subprocess.Popen(connected, pass_fds=(read, write), stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         os.close(read)
         os.close(write)
 
@@ -101,12 +103,13 @@ class Browser:
     def open(self, path: Path) -> None:
         """Open a file, and wait until it is loaded and its pictures are drawn."""
         self.ask("Page.navigate", url=path.resolve().as_uri())
-        self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', () => done()))")
+        self.run("new Promise(done => document.readyState === 'complete' ? done()"
+                 " : addEventListener('load', () => done()))")
         self.settle()
 
     def settle(self) -> None:
         """Wait until what was asked for is drawn."""
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))")
+        self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
 
     def run(self, expression: str):
         """The value of an expression in the page; a promise is waited for."""
@@ -126,12 +129,13 @@ class Browser:
         code = KEYS.get(key, ord(key[0].upper()))
         for kind in ("keyDown", "keyUp"):
             text = {"text": key} if len(key) == 1 and kind == "keyDown" else {}
-            self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
+            self.ask("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
         self.settle()
 
     def resize(self, width: int, height: int) -> None:
         """Another size of the window."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
+                 mobile=False)
 
     def picture(self, path: Path, whole: bool = False) -> None:
         """The window as a png, or the whole page."""

@@ -14,6 +14,7 @@ const IGNORE = 255;
 const names = content.classes.names;
 const metre = content.unit;
 
+// Text in base 64 -> its bytes.
 function bytes(text) {
   return Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer;
 }
@@ -33,6 +34,12 @@ function of(name, ray) {
   const part = values.subarray(ray * length, (ray + 1) * length);
   if (scale) return Float64Array.from(part, (x) => x * scale[ray]);
   return shape.length === 1 ? part[0] : part;
+}
+
+// All of a ray but `differences`, which is long: {z, weights, ...}.
+function everythingOf(ray) {
+  const wanted = Object.keys(arrays).filter((name) => name !== "differences");
+  return {ray, ...Object.fromEntries(wanted.map((name) => [name, of(name, ray)]))};
 }
 
 // Is view v valid at sample s: in front of the camera and inside its image (03_reprojection.py)?
@@ -65,8 +72,8 @@ function project(point, {K, c2w}) {
 
 // ------------------------------------------------------------------------------------------ 05: eq. 3
 // 05_weighting.project_onto_C: scores (V), mask (V) -> w (V) in C(tau), 0 where invalid.
-// w_i = clamp(score_i - shift, low, high), for the one shift at which the sum is 1. The sum falls as the shift
-// grows, and bends only where a view meets a bound: find the two bends around 1, solve the line between.
+// w_i = clamp(score_i - shift, low, high), for the one shift at which the sum is 1. The sum falls as the
+// shift grows, and bends only where a view meets a bound: find the two bends around 1, solve the line between.
 function projectOntoC(scores, mask, tau) {
   const views = range(scores.length).filter((v) => mask[v]), m = views.length;
   if (m === 0) return scores.map(() => 0);
@@ -84,7 +91,8 @@ function projectOntoC(scores, mask, tau) {
   }
   const free = views.filter((v) => !bound.has(v));
   const shift = (sum(free.map((v) => scores[v])) - (1 - sum([...bound.values()]))) / Math.max(free.length, 1);
-  return range(scores.length).map((v) => !mask[v] ? 0 : bound.has(v) ? bound.get(v) : clamp(scores[v] - shift));
+  const weight = (v) => bound.has(v) ? bound.get(v) : clamp(scores[v] - shift);
+  return range(scores.length).map((v) => mask[v] ? weight(v) : 0);
 }
 
 // The view weights (V) of a ray's sample s at a tau.
@@ -115,7 +123,9 @@ function softmax(logits) {
 }
 
 // ------------------------------------------------------------------------------------------ drawing
-const BLUE = "#0072b2", SKY = "#56b4e9", ORANGE = "#d55e00", GREEN = "#007a4d", GREY = "#767676";
+const BLUE = "#0072b2", ORANGE = "#d55e00", GREEN = "#007a4d", GREY = "#6b6b6b", PALE = "#ccc";
+const BOLD = {"font-weight": 700}, MIDDLE = {"text-anchor": "middle"}, END = {"text-anchor": "end"};
+const HALO = {"paint-order": "stroke", stroke: "#fff", "stroke-width": 7};         // white around a text
 
 function element(id) {
   return document.getElementById(id);
@@ -125,15 +135,22 @@ function element(id) {
 function colourAt(map, x) {
   const stops = content.maps[map], at = Math.min(Math.max(x, 0), 1) * (stops.length - 1);
   const i = Math.min(Math.floor(at), stops.length - 2);
-  const mixed = stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (at - i)));
-  return `rgb(${mixed.join(",")})`;
+  return rgb(stops[i].map((c, k) => c + (stops[i + 1][k] - c) * (at - i)));
 }
 
-function escape(text) {
-  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/"/g, "&quot;");
+function rgb(colour) {
+  return `rgb(${Array.from(colour, (c) => Math.round(c)).join(",")})`;
 }
 
-// A piece of SVG: tag("rect", {x: 1}, "inside").
+function colourOf(label) {
+  return rgb(content.classes.colours[label]);
+}
+
+function escape(words) {
+  return String(words).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/"/g, "&quot;");
+}
+
+// A piece of SVG or HTML: tag("rect", {x: 1}, "inside").
 function tag(name, attributes, inside = "") {
   const written = Object.entries(attributes).map(([key, value]) => ` ${key}="${escape(value)}"`).join("");
   return `<${name}${written}>${inside}</${name}>`;
@@ -143,15 +160,25 @@ function text(x, y, words, options = {}) {
   return tag("text", {x, y, "font-size": 22, ...options}, escape(words));
 }
 
+function box(x, y, width, height, fill, options = {}, inside = "") {
+  return tag("rect", {x, y, width: Math.max(width, 0), height, fill, ...options}, inside);
+}
+
+function rule(x1, y1, x2, y2, stroke, options = {}) {
+  return tag("line", {x1, y1, x2, y2, stroke, "stroke-width": 3, ...options});
+}
+
 // Put a chart into its place; `said` is what a screen reader says of it.
 function show(id, width, height, parts, said) {
-  element(id).innerHTML = tag("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said}, parts.join(""));
+  const attributes = {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": said};
+  element(id).innerHTML = tag("svg", attributes, parts.join(""));
 }
 
 // A table of numbers under a chart: for screen readers, and for whoever wants them exactly.
 function table(id, heads, body) {
   const row = (cells, kind) => tag("tr", {}, cells.map((cell) => tag(kind, {}, escape(cell))).join(""));
-  element(id).innerHTML = tag("table", {}, row(heads, "th") + body.map((cells) => row(cells, "td")).join(""));
+  const written = row(heads, "th") + body.map((cells) => row(cells, "td")).join("");
+  element(id).innerHTML = tag("table", {}, written);
 }
 
 function digits(x, n = 3) {
@@ -162,17 +189,19 @@ function metres(x) {
   return x > 0 ? `${x.toFixed(2)} ${metre}`.trim() : "not known";
 }
 
+// A colour map's bar between two words.
 function ramp(map, from, to) {
   const stops = range(9).map((i) => colourAt(map, i / 8)).join(",");
-  return `${from}<span class="ramp" style="background:linear-gradient(90deg,${stops})"></span>${to}`;
+  return from + tag("span", {class: "ramp", style: `background:linear-gradient(90deg,${stops})`}) + to;
 }
 
-function chip(label) {
-  return `<span class="chip" style="background:rgb(${content.classes.colours[label].join(",")})"></span>`;
+function chip(colour) {
+  return tag("span", {class: "chip", style: `background:${colour}`});
 }
 
 // ------------------------------------------------------------------------------------------ the target
-const state = {ray: 0, tau: content.tau, subject: "colour", version: "truth", dots: "depth", zoom: "whole ray", stop: -1};
+const state = {ray: 0, tau: content.tau, stop: -1, subject: "colour", version: "truth", dots: "depth",
+  zoom: "whole ray"};
 const images = {};                                   // address -> a loaded Image
 
 // A picture of the page, loaded once; `then` is called when it can be drawn.
@@ -186,20 +215,6 @@ function withImage(address, then) {
   else image.addEventListener("load", () => then(image), {once: true});
 }
 
-// A cross at a pixel (u, v), black on white so that it shows on everything.
-function cross(pen, u, v, size) {
-  for (const [colour, width] of [["#fff", size / 3], ["#000", size / 7]]) {
-    pen.strokeStyle = colour;
-    pen.lineWidth = width;
-    pen.beginPath();
-    for (const [x, y] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
-      pen.moveTo(u + x * size * 0.35, v + y * size * 0.35);
-      pen.lineTo(u + x * size * 1.3, v + y * size * 1.3);
-    }
-    pen.stroke();
-  }
-}
-
 // A canvas of the image's size times `scale`, in whose units a pixel's centre (u, v) is at (u, v).
 function prepare(canvas, image, scale) {
   canvas.width = W * scale;
@@ -211,24 +226,37 @@ function prepare(canvas, image, scale) {
   return pen;
 }
 
+// Stroke what draw() outlines twice: wide in white, then narrow in a colour. It shows on everything.
+function outlined(pen, width, colour, draw) {
+  for (const [style, wide] of [["#fff", width], [colour, width * 0.45]]) {
+    pen.strokeStyle = style;
+    pen.lineWidth = wide;
+    pen.beginPath();
+    draw();
+    pen.stroke();
+  }
+}
+
 function drawTarget() {
   const layer = content.layers[state.subject][state.version], ray = state.ray;
   withImage(layer.image, (image) => {
-    if (ray !== state.ray) return;
+    if (ray !== state.ray || layer !== content.layers[state.subject][state.version]) return;
     const pen = prepare(element("target"), image, Math.max(1, Math.round(960 / W)));
-    const [u, v] = of("pixels", ray);
-    cross(pen, u, v, W / 40);
-    content.tour.forEach((stop, i) => mark(pen, of("pixels", stop.ray), i));
+    content.tour.filter((stop) => stop.ray !== ray).forEach((stop) => drawStop(pen, stop));
+    const [u, v] = of("pixels", ray), size = W / 40;
+    outlined(pen, size / 3, "#000", () => {
+      for (const [x, y] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+        pen.moveTo(u + x * size * 0.35, v + y * size * 0.35);
+        pen.lineTo(u + x * size * 1.3, v + y * size * 1.3);
+      }
+    });
   });
-  const legend = {labels: legendOfLabels, colour: () => layer.scale ? ramp("cividis", layer.scale[1], `${layer.scale[2]} of full scale`) : ""};
-  const scale = () => ramp(layer.scale[0], layer.scale[1], `${layer.scale[2].toFixed(1)} ${metre}`);
-  element("legend").innerHTML = (legend[state.subject] || scale)();
+  element("legend").innerHTML = legendOf(layer);
 }
 
-// The number of a stop of the tour, small, beside its ray.
-function mark(pen, [u, v], i) {
-  if (content.tour[i].ray === state.ray) return;
-  const size = W / 26;
+// The number of a stop of the tour beside its ray.
+function drawStop(pen, stop) {
+  const [u, v] = of("pixels", stop.ray), size = W / 26;
   pen.fillStyle = "#000";
   pen.beginPath();
   pen.arc(u, v, size * 0.55, 0, 7);
@@ -236,102 +264,67 @@ function mark(pen, [u, v], i) {
   pen.fillStyle = "#fff";
   pen.font = `bold ${size}px sans-serif`;
   pen.textAlign = "center";
-  pen.fillText(i + 1, u, v + size * 0.36);
+  pen.fillText(content.tour.indexOf(stop) + 1, u, v + size * 0.36);
 }
 
-function legendOfLabels() {
-  if (state.version === "error") return '<span><span class="chip" style="background:#d65e00"></span>wrong</span>';
-  const there = new Set([...arrays.true_label.values].filter((label) => label !== IGNORE));
-  for (const ray of range(rows * columns)) there.add(likeliest(softmax(Array.from(of("logits", ray))))[0]);
-  return [...there].sort((a, b) => a - b).map((label) => `<span>${chip(label)}${escape(names[label])}</span>`).join("");
+function legendOf(layer) {
+  if (layer.scale) {
+    const [map, low, high] = layer.scale;
+    return ramp(map, low, state.subject === "colour" ? `${high} of full scale` : `${high.toFixed(1)} ${metre}`);
+  }
+  if (state.subject !== "labels") return "";
+  if (state.version === "error") return tag("span", {}, `${chip(ORANGE)}wrong`);
+  const there = new Set(Array.from(arrays.true_label.values).filter((label) => label !== IGNORE));
+  for (const ray of range(rows * columns)) there.add(likeliest(of("logits", ray))[0]);
+  const inOrder = [...there].sort((a, b) => a - b);
+  return inOrder.map((label) => tag("span", {}, chip(colourOf(label)) + escape(names[label]))).join("");
 }
 
-function likeliest(shares) {
-  return range(L).sort((a, b) => shares[b] - shares[a]);
-}
-
-function seenBy(ray) {
-  const has = of("views", ray);
-  return has.includes(UNKNOWN) ? "" : `seen by ${has.filter((x) => x === SEEN).length} of ${V} views`;
-}
-
-function nameOf(label) {
-  return label === IGNORE ? "not known" : names[label];
+// The classes in the order of these numbers (L), the largest first.
+function likeliest(numbers) {
+  return range(L).sort((a, b) => numbers[b] - numbers[a]);
 }
 
 function drawReadout() {
-  const ray = state.ray, [u, v] = of("pixels", ray), answer = likeliest(Array.from(of("logits", ray)))[0];
-  const truth = of("true_label", ray);
-  const swatch = (rgb) => `<span class="chip" style="background:rgb(${Array.from(rgb, (x) => Math.round(255 * x)).join(",")})"></span>`;
-  const line = (name, ours, true_) => `<dt>${name}</dt><dd>${ours}</dd><dd>${true_}</dd>`;
+  const r = everythingOf(state.ray), [u, v] = r.pixels, answer = likeliest(r.logits)[0];
+  const known = r.true_label !== IGNORE, swatch = (colour) => chip(rgb(colour.map((c) => 255 * c)));
+  const named = (label) => chip(colourOf(label)) + escape(names[label]);
+  const line = (name, ours, truth) => tag("dt", {}, name) + tag("dd", {}, ours) + tag("dd", {}, truth);
   element("readout").innerHTML = line(`pixel ${u}, ${v}`, "ours", "truth") +
-    line("label", chip(answer) + escape(names[answer]), truth === IGNORE ? "not known" : chip(truth) + escape(names[truth])) +
-    line("depth", metres(of("depth", ray)), metres(of("true_depth", ray))) +
-    line("colour", swatch(of("colour", ray)), swatch(of("true_colour", ray)));
-  const right = truth === IGNORE ? "" : truth === answer ? ", right" : `, wrong: it is ${nameOf(truth)}`;
-  element("live").textContent = `Pixel ${u}, ${v}: ${names[answer]}${right}. Depth ${metres(of("depth", ray))}, ` +
-    `truth ${metres(of("true_depth", ray))}. ${seenBy(ray)}`;
+    line("label", named(answer), known ? named(r.true_label) : "not known") +
+    line("depth", metres(r.depth), metres(r.true_depth)) +
+    line("colour", swatch(r.colour), swatch(r.true_colour));
+  const wrong = r.true_label === answer ? ", right" : `, wrong: it is ${names[r.true_label]}`;
+  const count = r.views.filter((has) => has === SEEN).length;
+  const seen = r.views.includes(UNKNOWN) ? "" : `Seen by ${count} of ${V} views.`;
+  element("live").textContent = `Pixel ${u}, ${v}: ${names[answer]}${known ? wrong : ""}. ` +
+    `Depth ${metres(r.depth)}, truth ${metres(r.true_depth)}. ${seen}`;
 }
 
 // ------------------------------------------------------------------------------------------ 1: source views
+// Where points at these depths of a ray fall in view v: [u, v, z] each.
+function pixelsIn(ray, v, depths) {
+  const [origin, direction] = rayOf(of("pixels", ray), content.target);
+  return Array.from(depths, (z) => project(origin.map((x, i) => x + z * direction[i]), content.sources[v]));
+}
+
 // The ray's samples in view v: [u, v, s] of each that is valid there.
 function dotsIn(ray, v) {
-  const [origin, direction] = rayOf(Array.from(of("pixels", ray)), content.target), z = of("z", ray);
-  return range(S).filter((s) => valid(ray, s, v)).map((s) => {
-    const point = origin.map((x, i) => x + z[s] * direction[i]);
-    return [...project(point, content.sources[v]).slice(0, 2), s];
-  });
+  const pixels = pixelsIn(ray, v, of("z", ray));
+  return range(S).filter((s) => valid(ray, s, v)).map((s) => [pixels[s][0], pixels[s][1], s]);
 }
 
-function dotColour(ray, s) {
-  if (state.dots === "depth") {
-    return colourAt("viridis", (of("z", ray)[s] - content.near) / (content.far - content.near));
-  }
-  return colourAt("viridis", of("weights", ray)[s] / Math.max(...of("weights", ray)));
-}
-
-function drawSource(v) {
-  const ray = state.ray, figure = element("views").children[v], surface = of("surface", ray);
-  const has = of("views", ray)[v], w = weightsAt(ray, surface, state.tau)[v], inside = valid(ray, surface, v);
-  const words = ["outside", "sees it", "hidden", "not known"][has];
-  figure.lastChild.innerHTML = `<b>${v + 1}</b> ${words}${inside ? `, w ${digits(w)}` : ""}`;
-  figure.firstChild.setAttribute("aria-label", `Source view ${v + 1}: the surface is ${words}` +
-    `; ${dotsIn(ray, v).length} of ${S} samples fall into it; weight ${digits(w)}`);
-  withImage(content.sources[v].image, (image) => {
-    if (ray !== state.ray) return;
-    const scale = Math.max(1, Math.round(640 / W)), pen = prepare(figure.firstChild, image, scale), r = W / 75;
-    if (has === HIDDEN || has === OUTSIDE) pale(pen);
-    line(pen, lineIn(ray, v), r);
-    for (const [x, y, s] of dotsIn(ray, v)) {
-      pen.beginPath();
-      pen.arc(x, y, r, 0, 7);
-      pen.fillStyle = dotColour(ray, s);
-      pen.fill();
-      pen.lineWidth = r / 3;
-      pen.strokeStyle = "#fff";
-      pen.stroke();
-    }
-    for (const [x, y, s] of dotsIn(ray, v).filter((dot) => dot[2] === surface)) ring(pen, x, y, r * 3);
-  });
-}
-
-// The whole ray in view v, near to far, where it falls into the image: [u, v] of 200 of its points.
+// The whole ray in view v, near to far, where it falls into the image.
 function lineIn(ray, v) {
-  const [origin, direction] = rayOf(Array.from(of("pixels", ray)), content.target);
-  return range(200).map((i) => {
-    const z = content.near + (content.far - content.near) * i / 199;
-    return project(origin.map((x, k) => x + z * direction[k]), content.sources[v]);
-  }).filter(([x, y, z]) => z > 0 && x >= -0.5 && x <= W - 0.5 && y >= -0.5 && y <= H - 0.5);
+  const depths = range(200).map((i) => content.near + (content.far - content.near) * i / 199);
+  return pixelsIn(ray, v, depths).filter(([x, y, z]) =>
+    z > 0 && x >= -0.5 && x <= W - 0.5 && y >= -0.5 && y <= H - 0.5);
 }
 
-function line(pen, points, r) {
-  for (const [colour, width] of [["#fff", r * 0.9], ["#000", r * 0.4]]) {
-    pen.beginPath();
-    for (const [x, y] of points) pen.lineTo(x, y);
-    pen.strokeStyle = colour;
-    pen.lineWidth = width;
-    pen.stroke();
-  }
+function dotColour(r, s) {
+  const share = state.dots === "depth" ? (r.z[s] - content.near) / (content.far - content.near)
+    : r.weights[s] / Math.max(...r.weights);
+  return colourAt("viridis", share);
 }
 
 // Take most of the colour out of what is drawn so far.
@@ -343,218 +336,250 @@ function pale(pen) {
   }
 }
 
-function ring(pen, x, y, r) {
-  for (const [colour, width] of [["#fff", r / 2], [ORANGE, r / 3]]) {
-    pen.beginPath();
-    pen.arc(x, y, r, 0, 7);
-    pen.strokeStyle = colour;
-    pen.lineWidth = width;
-    pen.stroke();
-  }
+// View v: its image, pale unless it sees the surface; the ray as a line, its samples as dots, a ring.
+function drawSource(r, v) {
+  const [canvas, caption] = element("views").children[v].children, dots = dotsIn(r.ray, v);
+  const has = r.views[v], words = ["outside", "sees it", "hidden", "not known"][has];
+  const weight = digits(weightsAt(r.ray, r.surface, state.tau)[v]);
+  caption.innerHTML = tag("b", {}, v + 1) + words + (valid(r.ray, r.surface, v) ? `, w ${weight}` : "");
+  canvas.setAttribute("aria-label", `Source view ${v + 1}: the surface is ${words}; ` +
+    `${dots.length} of ${S} samples fall into it; weight ${weight}`);
+  withImage(content.sources[v].image, (image) => {
+    if (r.ray !== state.ray) return;
+    const pen = prepare(canvas, image, Math.max(1, Math.round(640 / W))), radius = W / 75;
+    if (has === HIDDEN || has === OUTSIDE) pale(pen);
+    outlined(pen, radius, "#000", () => lineIn(r.ray, v).forEach(([x, y]) => pen.lineTo(x, y)));
+    for (const [x, y, s] of dots) {
+      outlined(pen, radius * 0.6, "#fff", () => pen.arc(x, y, radius, 0, 7));
+      pen.fillStyle = dotColour(r, s);
+      pen.fill();
+    }
+    for (const [x, y] of dots.filter((dot) => dot[2] === r.surface)) {
+      outlined(pen, radius * 1.6, ORANGE, () => pen.arc(x, y, radius * 3, 0, 7));
+    }
+  });
 }
 
 function drawSources() {
-  range(V).forEach(drawSource);
-  element("dotscale").innerHTML = state.dots === "depth" ? ramp("viridis", `${content.near} ${metre}`, `${content.far} ${metre}`)
-    : ramp("viridis", "0", digits(Math.max(...of("weights", state.ray)), 2));
+  const r = everythingOf(state.ray);
+  range(V).forEach((v) => drawSource(r, v));
+  element("dotscale").innerHTML = state.dots === "depth"
+    ? ramp("viridis", `${content.near} ${metre}`, `${content.far} ${metre}`)
+    : ramp("viridis", "0", digits(Math.max(...r.weights), 2));
 }
 
 // ------------------------------------------------------------------------------------------ 2: along the ray
-// The depths that the axis shows: all, or those of the fine samples.
-function axisRange(ray) {
-  const z = of("z", ray);
-  if (state.zoom === "whole ray") return [content.near, content.far];
-  const spread = sum(range(S).map((s) => of("weights", ray)[s] * Math.abs(z[s] - of("depth", ray))));
-  const half = Math.max(2 * spread, (content.far - content.near) / 20);
-  return [of("depth", ray) - half, of("depth", ray) + half];
-}
+const LEFT = 120, RIGHT = 980;                       // the depth axis, in the chart's 1000 units
 
-function path(points, x, y) {
-  return points.map(([z, value], i) => `${i ? "L" : "M"}${x(z).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+// The depths that the axis shows: all, or those around the rendered surface.
+function axisRange(r) {
+  if (state.zoom === "whole ray") return [content.near, content.far];
+  const spread = sum(range(S).map((s) => r.weights[s] * Math.abs(r.z[s] - r.depth)));
+  const half = Math.max(2 * spread, (content.far - content.near) / 20);
+  return [r.depth - half, r.depth + half];
 }
 
 // Three strips over one axis of depth: density, rendering weights, samples.
 function drawAlong() {
-  const ray = state.ray, [from, to] = axisRange(ray), left = 120, right = 980, coarseZ = content.coarse_z;
-  const x = (z) => left + (right - left) * (Math.min(Math.max(z, from), to) - from) / (to - from);
-  const inside = (pair) => pair[0] >= from && pair[0] <= to;
-  const pairs = (z, values) => range(z.length).map((i) => [z[i], values[i]]).filter(inside);
-  const series = [["coarse", SKY, coarseZ, of("coarse_sigma", ray), of("coarse_weights", ray), 4],
-    ["fine", ORANGE, of("z", ray), of("sigma", ray), of("weights", ray), 3]];
-  const parts = [strip(series, 3, 40, 150, "σ", x, pairs, (top) => `${top.toPrecision(2)} /${metre || "unit"}`),
-    strip(series, 4, 190, 300, "weight", x, pairs, (top) => digits(top, 2)), text(0, 345, "samples")];
-  series.forEach(([name, colour, z], i) => {
-    parts.push(text(right - 250 + 140 * i, 22, name, {fill: i ? ORANGE : BLUE, "font-weight": 700}));
-    for (const [at] of pairs(z, z)) {
-      parts.push(tag("line", {x1: x(at), x2: x(at), y1: 320 + 22 * i, y2: 338 + 22 * i, stroke: i ? ORANGE : BLUE, "stroke-width": 3}));
+  const r = everythingOf(state.ray), [from, to] = axisRange(r);
+  const axis = {from, to, at: (z) => LEFT + (RIGHT - LEFT) * (z - from) / (to - from)};
+  const levels = [
+    {name: "coarse", colour: BLUE, dash: "9 5", z: content.coarse_z, sigma: r.coarse_sigma,
+      weights: r.coarse_weights},
+    {name: "fine", colour: ORANGE, dash: "none", z: r.z, sigma: r.sigma, weights: r.weights}];
+  const most = Math.max(1e-9, ...r.sigma, ...r.coarse_sigma);
+  const parts = [text(0, 60, "σ", BOLD),
+    text(0, 86, `to ${most.toPrecision(2)} /${metre || "unit"}`, {fill: GREY}), text(0, 210, "weight", BOLD), text(0, 345, "samples", BOLD)];
+  levels.forEach((level, i) => {
+    const top = Math.max(1e-9, ...level.weights), tick = 320 + 22 * i;
+    parts.push(text(730 + 140 * i, 22, level.name, {...BOLD, fill: level.colour}),
+      curve(level, level.sigma, 40, 150, most, axis), curve(level, level.weights, 190, 300, top, axis),
+      text(0, 238 + 26 * i, `to ${digits(top, 2)}`, {fill: level.colour}));
+    for (const z of level.z.filter((z) => z >= from && z <= to)) {
+      parts.push(rule(axis.at(z), tick, axis.at(z), tick + 18, level.colour));
     }
   });
-  parts.push(...depthMarks(ray, x, from, to), ...depthAxis(from, to, x, 368));
-  show("along", 1000, 425, parts, `Along the ray: largest rendering weight ${digits(Math.max(...of("weights", ray)))} at ` +
-    `${metres(of("z", ray)[of("surface", ray)])}; rendered depth ${metres(of("depth", ray))}, truth ${metres(of("true_depth", ray))}`);
-  table("along-numbers", ["sample", "coarse z", "coarse σ", "coarse weight", "fine z", "fine σ", "fine weight"],
-    range(Math.max(S, coarseZ.length)).map((s) => [s + 1, digits(coarseZ[s]), digits(of("coarse_sigma", ray)[s]),
-      digits(of("coarse_weights", ray)[s]), digits(of("z", ray)[s]), digits(of("sigma", ray)[s]), digits(of("weights", ray)[s])]));
+  const peak = metres(r.z[r.surface]);
+  show("along", 1000, 425, [...parts, ...depthMarks(r, axis), ...depthAxis(axis)],
+    `Along the ray: largest rendering weight ${digits(Math.max(...r.weights))} at ${peak}; ` +
+    `rendered depth ${metres(r.depth)}, truth ${metres(r.true_depth)}`);
+  const heads = ["sample", "coarse z", "coarse σ", "coarse weight", "fine z", "fine σ", "fine weight"];
+  table("along-numbers", heads, range(Math.max(S, content.coarse_z.length)).map((s) => [s + 1,
+    ...levels.flatMap((level) => [level.z, level.sigma, level.weights].map((x) => digits(x[s])))]));
 }
 
-// One strip: the series' values (column `which`) between y = top and bottom. Densities share a scale; a rendering weight
-// is of its sample's length, and the fine samples are short: each level has a scale of its own.
-function strip(series, which, top, bottom, name, x, pairs, label) {
-  const tops = series.map((one) => Math.max(1e-9, ...one[which])), shared = which === 3 ? Math.max(...tops) : 0;
-  const lines = series.map(([, , z, , , width], i) => {
-    const y = (value) => bottom - (bottom - top) * value / (shared || tops[i]);
-    const points = pairs(z, series[i][which]), colour = i ? ORANGE : BLUE;
-    const dots = points.map(([at, value]) => tag("circle", {cx: x(at), cy: y(value), r: 5, fill: colour})).join("");
-    return tag("path", {d: path(points, x, y), fill: "none", stroke: colour, "stroke-width": width, "stroke-dasharray": i ? "none" : "9 5"}) + dots;
-  });
-  return text(0, top + 20, name, {"font-weight": 700}) + (shared ? text(0, top + 46, `to ${label(shared)}`, {fill: GREY, "font-size": 19}) : tops.map((one, i) =>
-    text(0, top + 46 + 24 * i, `to ${label(one)}`, {fill: i ? ORANGE : BLUE, "font-size": 19})).join("")) +
-    tag("line", {x1: 120, x2: 980, y1: bottom, y2: bottom, stroke: "#999"}) + lines.join("");
+// A level's values over its samples, between the heights top and bottom; `most` is at the top.
+function curve(level, values, top, bottom, most, axis) {
+  const points = range(level.z.length).filter((i) => level.z[i] >= axis.from && level.z[i] <= axis.to)
+    .map((i) => [axis.at(level.z[i]).toFixed(1), (bottom - (bottom - top) * values[i] / most).toFixed(1)]);
+  const style = {fill: "none", stroke: level.colour, "stroke-width": 3, "stroke-dasharray": level.dash};
+  return rule(LEFT, bottom, RIGHT, bottom, "#999", {"stroke-width": 1}) +
+    tag("polyline", {points: points.map((point) => point.join()).join(" "), ...style}) +
+    points.map(([cx, cy]) => tag("circle", {cx, cy, r: 5, fill: level.colour})).join("");
 }
 
-// Where the surface truly is, and where the model renders it.
-function depthMarks(ray, x, from, to) {
-  const marks = [[of("true_depth", ray), "truth", "#111", "none", 0], [of("depth", ray), "ours", GREEN, "4 5", 1]];
-  return marks.filter(([z]) => z > from && z < to).map(([z, name, colour, dash, i]) =>
-    tag("line", {x1: x(z), x2: x(z), y1: 28, y2: 362, stroke: colour, "stroke-width": 3, "stroke-dasharray": dash}) +
-    text(x(z) + (i ? 1 : -1) * (of("depth", ray) < of("true_depth", ray) ? -8 : 8), 22, name, {fill: colour, "font-weight": 700,
-      "text-anchor": (of("depth", ray) < of("true_depth", ray)) === (i === 1) ? "end" : "start"}));
+// Where the surface truly is, and where the model renders it. The words stand on the outer sides.
+function depthMarks(r, axis) {
+  const marks = [[r.true_depth, "truth", "#111", "none", r.true_depth < r.depth],
+    [r.depth, "ours", GREEN, "4 5", r.depth <= r.true_depth]];
+  return marks.filter(([z]) => z > axis.from && z < axis.to).map(([z, name, fill, dash, first]) =>
+    rule(axis.at(z), 28, axis.at(z), 362, fill, {"stroke-dasharray": dash}) +
+    text(axis.at(z) + (first ? -8 : 8), 22, name, {...BOLD, ...HALO, fill, ...(first ? END : {})}));
 }
 
-function depthAxis(from, to, x, y) {
-  const step = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 50].find((size) => (to - from) / size <= 9) || (to - from) / 5;
+function depthAxis({from, to, at}) {
+  const sizes = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 50];
+  const step = sizes.find((size) => (to - from) / size <= 9) || (to - from) / 5;
   const ticks = range(12).map((i) => (Math.ceil(from / step) + i) * step).filter((z) => z <= to);
-  return [tag("line", {x1: 120, x2: 980, y1: y, y2: y, stroke: "#111", "stroke-width": 2}),
-    ...ticks.map((z) => text(x(z), y + 24, +z.toFixed(2), {"text-anchor": "middle"})),
-    text(980, y + 50, `depth along z${metre ? ", " + metre : ""}`, {"text-anchor": "end", fill: GREY})];
+  return [rule(LEFT, 368, RIGHT, 368, "#111"), ...ticks.map((z) => text(at(z), 392, +z.toFixed(2), MIDDLE)),
+    text(RIGHT, 418, `depth along z${metre ? ", " + metre : ""}`, {...END, fill: GREY})];
 }
 
 // ------------------------------------------------------------------------------------------ 3, 4: attention
-function drawIntra() {
-  const ray = state.ray, map = of("intra", ray), surface = of("surface", ray), left = 40, size = (1000 - left) / S, tall = 34;
-  const reads = range(V).filter((v) => valid(ray, surface, v));        // elsewhere the sample is not there to read
-  const rowOf = (v) => Array.from(map.subarray(v * S, (v + 1) * S));
-  const largest = Math.max(1e-9, ...reads.flatMap(rowOf)), parts = [];
-  for (const v of range(V)) {
-    parts.push(text(0, v * tall + 26, v + 1, {"font-weight": 700}));
-    if (!reads.includes(v)) parts.push(text(left, v * tall + 26, "the surface is not in its image", {fill: GREY}));
-    else for (const s of range(S)) {
-      const fill = valid(ray, s, v) ? colourAt("cividis", map[v * S + s] / largest) : "#fff";
-      parts.push(tag("rect", {x: left + s * size, y: v * tall, width: size - 1, height: tall - 1, fill, stroke: fill === "#fff" ? "#ccc" : "none"},
-        tag("title", {}, `view ${v + 1}, sample ${s + 1}: ${digits(map[v * S + s])}`)));
-    }
-  }
-  const middle = left + (surface + 0.5) * size, below = V * tall;
-  parts.push(tag("rect", {x: left + surface * size - 2, y: -2, width: size + 3, height: below + 3, fill: "none", stroke: ORANGE, "stroke-width": 4}),
-    text(middle, below + 24, "surface", {"text-anchor": middle > 930 ? "end" : "middle", fill: ORANGE, "font-weight": 700}),
-    ...scaleBar(0, below + 40, largest, "attention"));
-  show("intra", 1000, below + 72, parts, `Intra-view attention of sample ${surface + 1}. ` + reads.map((v) => {
-    const top = Math.max(...rowOf(v));
-    return `View ${v + 1} reads most from sample ${rowOf(v).indexOf(top) + 1}, ${digits(top, 2)}`;
-  }).join(". "));
-  table("intra-numbers", ["view", ...range(S).map((s) => s + 1)],
-    reads.map((v) => [v + 1, ...rowOf(v).map((x, s) => valid(ray, s, v) ? digits(x) : "–")]));
+// The views in which the surface sample is valid: elsewhere it reads nothing.
+function readers(r) {
+  return range(V).filter((v) => valid(r.ray, r.surface, v));
 }
 
-function scaleBar(x, y, largest, words) {
-  const steps = range(24).map((i) => tag("rect", {x: x + 50 + 8 * i, y, width: 8.5, height: 20, fill: colourAt("cividis", i / 23)}));
-  return [text(x + 30, y + 18, "0", {"text-anchor": "end"}), ...steps, text(x + 252, y + 18, `${digits(largest, 2)}  ${words}`)];
+function drawIntra() {
+  const r = everythingOf(state.ray), reads = readers(r), left = 40, wide = (1000 - left) / S, tall = 34;
+  const rowOf = (v) => Array.from(r.intra.subarray(v * S, (v + 1) * S)), below = V * tall;
+  const largest = Math.max(1e-9, ...reads.flatMap(rowOf)), parts = [];
+  for (const v of range(V)) {
+    parts.push(text(0, v * tall + 26, v + 1, BOLD));
+    if (!reads.includes(v)) {
+      parts.push(text(left, v * tall + 26, "the surface is not in its image", {fill: GREY}));
+      continue;
+    }
+    rowOf(v).forEach((x, s) => {
+      const is = valid(r.ray, s, v), said = tag("title", {}, `view ${v + 1}, sample ${s + 1}: ${digits(x)}`);
+      const fill = is ? colourAt("cividis", x / largest) : "#fff", edge = {stroke: is ? "none" : PALE};
+      parts.push(box(left + s * wide, v * tall, wide - 1, tall - 1, fill, edge, said));
+    });
+  }
+  const frame = {stroke: ORANGE, "stroke-width": 5}, x = left + r.surface * wide;
+  reads.forEach((v) => parts.push(box(x - 1, v * tall, wide, tall - 1, "none", frame)));
+  const word = Math.min(Math.max(x + wide / 2, 90), 950);
+  parts.push(text(word, below + 26, "surface", {...BOLD, ...MIDDLE, fill: ORANGE}), ...scaleBar(below + 40, largest));
+  const most = (v) => `View ${v + 1} reads most from sample ${rowOf(v).indexOf(Math.max(...rowOf(v))) + 1}, ` +
+    digits(Math.max(...rowOf(v)), 2);
+  show("intra", 1000, below + 68, parts,
+    `Intra-view attention of sample ${r.surface + 1}. ${reads.map(most).join(". ")}`);
+  table("intra-numbers", ["view", ...range(S).map((s) => s + 1)],
+    reads.map((v) => [v + 1, ...rowOf(v).map((x, s) => valid(r.ray, s, v) ? digits(x) : "–")]));
+}
+
+function scaleBar(y, largest) {
+  const steps = range(24).map((i) => box(50 + 8 * i, y, 8.5, 20, colourAt("cividis", i / 23)));
+  return [text(30, y + 18, "0", END), ...steps, text(252, y + 18, `${digits(largest, 2)} of its attention`)];
 }
 
 function drawCross() {
-  const ray = state.ray, map = of("cross", ray), surface = of("surface", ray), left = 44, top = 34, size = (500 - left) / V;
-  const largest = Math.max(1e-9, ...map), parts = [];
-  const there = range(V).map((v) => valid(ray, surface, v));
+  const r = everythingOf(state.ray), reads = readers(r), left = 44, top = 34, size = (500 - left) / V;
+  const both = (v, u) => reads.includes(v) && reads.includes(u), at = (v, u) => r.cross[v * V + u];
+  const largest = Math.max(1e-9, ...reads.flatMap((v) => reads.map((u) => at(v, u)))), parts = [];
+  const middle = (v) => (v + 0.5) * size, name = {...BOLD, "font-size": 26};
   for (const v of range(V)) {
-    parts.push(text(left - 12, top + (v + 0.5) * size + 9, v + 1, {"text-anchor": "end", "font-weight": 700, "font-size": 26}),
-      text(left + (v + 0.5) * size, top - 10, v + 1, {"text-anchor": "middle", "font-weight": 700, "font-size": 26}));
+    parts.push(text(left - 12, top + middle(v) + 9, v + 1, {...name, ...END}),
+      text(left + middle(v), top - 10, v + 1, {...name, ...MIDDLE}));
     for (const u of range(V)) {
-      const value = map[v * V + u], is = there[v] && there[u], fill = is ? colourAt("cividis", value / largest) : "#fff";
-      parts.push(tag("rect", {x: left + u * size, y: top + v * size, width: size - 1.5, height: size - 1.5, fill, stroke: is ? "none" : "#ccc"}));
-      if (is) parts.push(text(left + (u + 0.5) * size, top + (v + 0.5) * size + 9, Math.round(100 * value),
-        {"text-anchor": "middle", "font-size": Math.min(28, size * 0.5), fill: value / largest > 0.55 ? "#000" : "#fff"}));
+      const x = left + u * size, y = top + v * size, share = at(v, u) / largest;
+      if (!both(v, u)) {
+        parts.push(box(x, y, size - 1.5, size - 1.5, "#fff", {stroke: PALE}));
+        continue;
+      }
+      const options = {...MIDDLE, "font-size": Math.min(28, size / 2), fill: share > 0.55 ? "#000" : "#fff"};
+      parts.push(box(x, y, size - 1.5, size - 1.5, colourAt("cividis", share)),
+        text(x + size / 2, y + size / 2 + 9, Math.round(100 * at(v, u)), options));
     }
   }
-  show("cross", 500, top + V * size, parts, `Cross-view attention at sample ${surface + 1}. ` + range(V).filter((v) => there[v]).map((v) => {
-    const row = range(V).map((u) => map[v * V + u]), most = Math.max(...row);
-    return `View ${v + 1} reads most from view ${row.indexOf(most) + 1}, ${digits(most, 2)}`;
-  }).join(". "));
+  const most = (v) => reads.reduce((a, b) => at(v, b) > at(v, a) ? b : a);
+  const said = reads.map((v) =>
+    `View ${v + 1} reads most from view ${most(v) + 1}, ${digits(at(v, most(v)), 2)}`);
+  show("cross", 500, top + V * size, parts,
+    `Cross-view attention at sample ${r.surface + 1}. ${said.join(". ")}`);
   table("cross-numbers", ["reads", ...range(V).map((v) => v + 1)],
-    range(V).map((v) => [v + 1, ...range(V).map((u) => there[v] && there[u] ? digits(map[v * V + u]) : "–")]));
+    range(V).map((v) => [v + 1, ...range(V).map((u) => both(v, u) ? digits(at(v, u)) : "–")]));
 }
 
 // ------------------------------------------------------------------------------------------ 5: view weights
 function drawWeights() {
-  const ray = state.ray, surface = of("surface", ray), w = weightsAt(ray, surface, state.tau), has = of("views", ray);
-  const scores = range(V).map((v) => of("scores", ray)[surface * V + v]), there = range(V).map((v) => valid(ray, surface, v));
-  const m = there.filter(Boolean).length, low = state.tau / Math.max(m, 1), high = Math.min(1 / (state.tau * Math.max(m, 1)), 1);
-  const tall = 46, top = 40, left = 44, x = (value) => left + (380 - left) * Math.min(value / reach, 1);
-  const reach = 1.05 * Math.max(...scores, Math.min(high, 2 * Math.max(...scores)), 1e-6), parts = [];
+  const r = everythingOf(state.ray), there = readers(r), m = Math.max(there.length, 1);
+  const scores = range(V).map((v) => r.scores[r.surface * V + v]), w = weightsAt(r.ray, r.surface, state.tau);
+  const low = state.tau / m, high = Math.min(1 / (state.tau * m), 1), best = Math.max(...scores, 1e-6);
+  const reach = 1.05 * Math.max(best, Math.min(high, 2 * best)), tall = 46, top = 40, left = 44;
+  const x = (value) => left + (380 - left) * Math.min(value / reach, 1), parts = [];
+  if (there.length) {
+    [low, high].filter((bound) => bound <= reach).forEach((bound, i) => parts.push(
+      rule(x(bound), top - 6, x(bound), top + V * tall, ORANGE, {"stroke-dasharray": "8 5"}),
+      text(x(bound) + (i ? 4 : -4), top - 14, digits(bound, 2), {...BOLD, ...(i ? {} : END), fill: ORANGE})));
+  }
   for (const v of range(V)) {
-    const y = top + v * tall, colour = has[v] === HIDDEN || has[v] === OUTSIDE ? GREY : BLUE;
-    parts.push(text(left - 12, y + 28, v + 1, {"text-anchor": "end", "font-weight": 700, "font-size": 26}));
-    if (!there[v]) {
-      parts.push(text(left + 6, y + 28, "not in its image", {fill: GREY}));
+    const y = top + v * tall, pale = r.views[v] === HIDDEN || r.views[v] === OUTSIDE;
+    parts.push(text(left - 12, y + 28, v + 1, {...BOLD, ...END, "font-size": 26}));
+    if (!there.includes(v)) {
+      parts.push(text(left + 6, y + 28, "not in its image", {...HALO, fill: GREY}));
       continue;
     }
-    parts.push(tag("rect", {x: left, y: y + 4, width: Math.max(x(w[v]) - left, 1), height: tall - 12, fill: colour}),
-      tag("circle", {cx: x(scores[v]), cy: y + tall / 2 - 2, r: 8, fill: "#fff", stroke: "#111", "stroke-width": 3}),
-      text(392, y + 28, digits(w[v]), {"font-weight": 700, "font-size": 24}));
-    if (has[v] === HIDDEN) parts.push(text(x(w[v]) - 8, y + 28, "hidden", {fill: "#fff", "text-anchor": "end", "font-size": 19}));
+    parts.push(box(left, y + 4, Math.max(x(w[v]) - left, 1), tall - 12, pale ? GREY : BLUE),
+      tag("circle", {cx: x(scores[v]), cy: y + 21, r: 8, fill: "#fff", stroke: "#111", "stroke-width": 3}),
+      text(392, y + 28, digits(w[v]), {...BOLD, "font-size": 24}));
+    if (r.views[v] === HIDDEN) parts.push(text(left + 8, y + 28, "hidden", {fill: "#fff"}));
   }
-  if (m) [low, high].filter((bound) => bound <= reach).forEach((bound, i) => parts.push(
-    tag("line", {x1: x(bound), x2: x(bound), y1: top - 6, y2: top + V * tall, stroke: ORANGE, "stroke-width": 3, "stroke-dasharray": "8 5"}),
-    text(x(bound) + (i ? 4 : -4), top - 14, digits(bound, 2), {"text-anchor": i ? "start" : "end", fill: ORANGE, "font-weight": 700})));
-  parts.push(text(0, top + V * tall + 26, "bar: w · ring: score / sum · dashed: bounds", {"font-size": 21, fill: "#333"}));
-  show("weights", 480, top + V * tall + 34, parts, `View weights at tau ${state.tau}, between ${digits(low, 2)} and ${digits(high, 2)}: ` +
-    range(V).filter((v) => there[v]).map((v) => `view ${v + 1} ${digits(w[v])}`).join(", "));
-  table("weights-numbers", ["view", "score / sum", "w"], range(V).map((v) => there[v] ? [v + 1, digits(scores[v]), digits(w[v])] : [v + 1, "–", "–"]));
+  parts.push(text(0, top + V * tall + 26, "bar: w · ring: score / sum · dashed: bounds", {fill: "#333"}));
+  show("weights", 480, top + V * tall + 34, parts,
+    `View weights at tau ${digits(state.tau, 2)}, between ${digits(low, 2)} and ${digits(high, 2)}: ` +
+    there.map((v) => `view ${v + 1} ${digits(w[v])}`).join(", "));
+  const cells = (v) => there.includes(v) ? [digits(scores[v]), digits(w[v])] : ["–", "–"];
+  table("weights-numbers", ["view", "score / sum", "w"], range(V).map((v) => [v + 1, ...cells(v)]));
   element("tau-shown").textContent = digits(state.tau, 2);
 }
 
 // ------------------------------------------------------------------------------------------ 6: the answer
 function drawAnswer() {
-  const ray = state.ray, model = softmax(Array.from(of("logits", ray))), now = softmax(logitsAt(ray, state.tau));
-  const truth = of("true_label", ray), first = likeliest(now)[0], shown = likeliest(now).slice(0, 5);
-  if (truth !== IGNORE && !shown.includes(truth)) shown.push(truth);
-  const tall = 46, left = 230, x = (share) => left + (840 - left) * share, parts = [];
-  shown.forEach((label, i) => {
-    const y = i * tall;
-    parts.push(text(left - 14, y + 30, names[label], {"text-anchor": "end", "font-size": 25, "font-weight": label === truth ? 700 : 400}),
-      tag("rect", {x: left, y: y + 5, width: Math.max(x(now[label]) - left, 1.5), height: tall - 14, fill: `rgb(${content.classes.colours[label].join(",")})`, stroke: "#111", "stroke-width": 1.5}),
-      tag("line", {x1: x(model[label]), x2: x(model[label]), y1: y, y2: y + tall - 4, stroke: "#111", "stroke-width": 4}),
-      text(860, y + 30, digits(now[label]), {"font-weight": 700, "font-size": 25}));
-    if (label === truth) parts.push(text(940, y + 30, "truth", {fill: GREEN, "font-weight": 700}));
+  const r = everythingOf(state.ray);
+  const model = softmax(Array.from(r.logits)), now = softmax(logitsAt(r.ray, state.tau));
+  const truth = r.true_label, known = truth !== IGNORE, order = likeliest(now), first = order[0];
+  const labels = [...order.slice(0, 5), ...(known && order.indexOf(truth) > 4 ? [truth] : [])];
+  const tall = 46, left = 230, x = (share) => left + 610 * share, below = labels.length * tall, parts = [];
+  labels.forEach((label, i) => {
+    const y = i * tall, size = {"font-size": 25}, edge = {stroke: "#111", "stroke-width": 1.5};
+    parts.push(text(left - 14, y + 30, names[label], {...size, ...END, ...(label === truth ? BOLD : {})}),
+      box(left, y + 5, Math.max(x(now[label]) - left, 1.5), tall - 14, colourOf(label), edge),
+      rule(x(model[label]), y, x(model[label]), y + tall - 4, "#111", {"stroke-width": 4}),
+      text(860, y + 30, digits(now[label]), {...BOLD, ...size}));
+    if (label === truth) parts.push(text(940, y + 30, "truth", {...BOLD, fill: GREEN}));
   });
-  const change = state.tau === content.tau ? "This is the model's own τ." :
-    `At the model's τ = ${content.tau}: ${names[likeliest(model)[0]]}, ${digits(Math.max(...model))}.`;
-  const verdict = truth === IGNORE ? "" : first === truth ? " Right." : ` Wrong: it is ${names[truth]}.`;
-  element("answer-words").textContent = `At τ = ${digits(state.tau, 2)}: ${names[first]}, ${digits(now[first])}.${verdict} ${change}`;
-  show("answer", 1010, shown.length * tall + 30, [...parts, text(left, shown.length * tall + 24, "bar: at this τ · line: at the model's τ", {"font-size": 21, fill: "#333"})],
-    shown.map((label) => `${names[label]} ${digits(now[label])}${label === truth ? ", the truth" : ""}`).join("; "));
-  table("answer-numbers", ["class", "at this τ", "at the model's τ"], shown.map((label) => [names[label], digits(now[label]), digits(model[label])]));
+  parts.push(text(left, below + 24, "bar: at this τ · line: at the model's τ", {fill: "#333"}));
+  const own = state.tau === content.tau ? "This is the model's own τ."
+    : `At the model's τ = ${content.tau}: ${names[likeliest(model)[0]]}, ${digits(Math.max(...model))}.`;
+  const verdict = first === truth ? " Right." : ` Wrong: it is ${names[truth]}.`;
+  element("answer-words").textContent = `At τ = ${digits(state.tau, 2)}: ${names[first]}, ` +
+    `${digits(now[first])}.${known ? verdict : ""} ${own}`;
+  show("answer", 1010, below + 30, parts, labels.map((label) =>
+    `${names[label]} ${digits(now[label])}${label === truth ? ", the truth" : ""}`).join("; "));
+  table("answer-numbers", ["class", "at this τ", "at the model's τ"],
+    labels.map((label) => [names[label], digits(now[label]), digits(model[label])]));
 }
 
-// ------------------------------------------------------------------------------------------ what a reader does
+// -------------------------------------------------------------------------------------- what a reader does
 function drawTour() {
   [...element("tour").children].forEach((button, i) => button.setAttribute("aria-pressed", i === state.stop));
   element("words").textContent = state.stop < 0 ? "" : content.tour[state.stop].text.join(" ");
 }
 
-function draw() {
-  for (const part of [drawTarget, drawReadout, drawTour, drawSources, drawAlong, drawIntra, drawCross, drawWeights, drawAnswer]) part();
-}
-
 function choose(ray) {
   state.ray = ray;
   state.stop = content.tour.findIndex((stop) => stop.ray === ray);
-  draw();
+  [drawTarget, drawReadout, drawTour, drawSources, drawAlong, drawIntra, drawCross].forEach((draw) => draw());
+  [drawWeights, drawAnswer].forEach((draw) => draw());
 }
 
 // The ray of the grid nearest to a pixel (u, v).
 function nearestRay(u, v) {
-  const clip = (x, most) => Math.min(Math.max(x, 0), most - 1), first = content.stride >> 1;
-  return clip(Math.round((v - first) / content.stride), rows) * columns + clip(Math.round((u - first) / content.stride), columns);
+  const first = content.stride >> 1;
+  const nearest = (x, count) => Math.min(Math.max(Math.round((x - first) / content.stride), 0), count - 1);
+  return nearest(v, rows) * columns + nearest(u, columns);
 }
 
 function step(right, down) {
@@ -565,14 +590,15 @@ function step(right, down) {
 function setTau(tau) {
   state.tau = tau;
   element("tau").value = tau;
-  [drawSources, drawWeights, drawAnswer].forEach((part) => part());
+  [drawSources, drawWeights, drawAnswer].forEach((draw) => draw());
 }
 
 // Buttons of which one is down: options of state[id].
 function choices(id, options, changed) {
   for (const option of options) {
     const label = document.createElement("label");
-    label.innerHTML = `<input type="radio" name="${id}" value="${option}"${state[id] === option ? " checked" : ""}><span>${option}</span>`;
+    label.innerHTML = `<input type="radio" name="${id}" value="${option}"><span>${option}</span>`;
+    label.firstChild.checked = state[id] === option;
     label.firstChild.addEventListener("change", () => {
       state[id] = option;
       changed();
@@ -603,17 +629,22 @@ function onKey(event) {
   }
 }
 
+function onClick(event) {
+  const {left, top, width, height} = element("target").getBoundingClientRect();
+  choose(nearestRay((event.clientX - left) / width * W - 0.5, (event.clientY - top) / height * H - 0.5));
+}
+
 function start() {
-  const {scene, frame, stride} = content, all = rows * columns;
-  const score = content.miou === null ? "" : `, mIoU ${content.miou.toFixed(0)}`;
-  element("what").textContent = `${scene}, test view ${frame}${score}, PSNR ${content.psnr.toFixed(1)} dB. Click, or use the arrow keys: ` +
-    `${all} rays, ${stride} pixels apart. Keys 1 to ${content.tour.length}: the tour.`;
-  if (!content.layers.colour.truth) state.version = "ours";
+  const score = content.miou === null ? "" : `mIoU ${content.miou.toFixed(0)}, `;
+  element("what").textContent = `${content.scene}, test view ${content.frame}, ${score}PSNR ` +
+    `${content.psnr.toFixed(1)} dB. Click, or use the arrow keys: ${rows * columns} rays, ${content.stride} ` +
+    `pixels apart. ${content.tour.length ? `Keys 1 to ${content.tour.length}: the tour.` : ""}`;
   choices("subject", Object.keys(content.layers), offerVersions);
   choices("version", ["truth", "ours", "error"], drawTarget);
   choices("dots", ["depth", "rendering weight"], drawSources);
   choices("zoom", ["whole ray", "around the surface"], drawAlong);
-  element("views").innerHTML = range(V).map(() => '<figure><canvas role="img"></canvas><figcaption></figcaption></figure>').join("");
+  const figure = '<figure><canvas role="img"></canvas><figcaption></figcaption></figure>';
+  element("views").innerHTML = figure.repeat(V);
   content.tour.forEach((stop, i) => {
     const button = document.createElement("button");
     button.textContent = `${i + 1} ${stop.title}`;
@@ -624,10 +655,7 @@ function start() {
   element("tau-back").addEventListener("click", () => setTau(content.tau));
   element("tau").addEventListener("input", (event) => setTau(Number(event.target.value)));
   element("tau").value = content.tau;
-  element("target").addEventListener("click", (event) => {
-    const box = element("target").getBoundingClientRect();
-    choose(nearestRay((event.clientX - box.left) / box.width * W - 0.5, (event.clientY - box.top) / box.height * H - 0.5));
-  });
+  element("target").addEventListener("click", onClick);
   document.addEventListener("keydown", onKey);
   choose(content.tour.length ? content.tour[0].ray : nearestRay(W / 2, H / 2));
 }
