@@ -36,8 +36,9 @@ class Browser:
         self.folder = tempfile.mkdtemp()
         read, self.write = os.pipe()
         self.read, write = os.pipe()
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-                 "--no-first-run", "--remote-debugging-pipe", f"--user-data-dir={self.folder}", "about:blank")
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--hide-scrollbars", "--no-first-run", "--remote-debugging-pipe",
+                 f"--user-data-dir={self.folder}", "about:blank")
         connected = ["bash", "-c", f'exec "$0" "$@" 3<&{read} 4>&{write}', program, *flags]
         self.process = subprocess.Popen(connected, pass_fds=(read, write), stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)

@@ -2,19 +2,21 @@
 
     python -m tools.explore --checkpoint weights/sray_rooms.pt --scenes room9000_00 --out explorer.html
 
-The page shows a test view, its source views, and for a grid of its rays what each stage computes: samples in the
-source views, density and rendering weights, both attentions, view weights, answer. All figures are the lessons'. The
-page itself has two of the lessons' formulas, because it computes them anew: 01's projection, for the dots, and 05's
-projection onto C(tau), for its slider. The tests hold both equal to the lessons.
+The page shows a test view, its source views, and for a grid of its rays what each stage computes: samples in
+the source views, density and rendering weights, both attentions, view weights, answer. All figures are the
+lessons'. The page itself has two of the lessons' formulas, because it computes them anew: 01's projection,
+for the dots, and 05's projection onto C(tau), for its slider. The tests hold both equal to the lessons.
 
-What the slider does to the answer follows from M'', since the head is linear. With the view weights w of another tau
+What the slider does to the answer follows from M'', since the head is linear. With another tau's view weights
 
     logits(tau) = logits + sum_s W_s sum_v (w_sv(tau) - w_sv) D_svl          W: rendering weights
 
-where D is what a view's logits differ from the mean of the sample's views. (w(tau) - w sums to 0, so a constant on
-top of all views changes nothing.) D is most of the page, a byte a number; so the grid is as fine as 8 MB allow.
+where D is by how much a view's logits differ from the mean of the sample's views. (w(tau) - w sums to 0, so
+what all views share changes nothing.) D is most of the page, a byte a number: the grid of rays is as fine as
+8 MB allow.
 
-Dimension key: R rays, S samples per ray, V source views, L classes.     Test: pytest tests/test_tool_explore.py
+Dimension key: R rays, S samples per ray, V source views, L classes.
+Test: pytest tests/test_tool_explore.py
 """
 import argparse
 import base64
@@ -47,7 +49,7 @@ OUTSIDE, SEEN, HIDDEN, UNKNOWN = range(4)          # what a source view has of a
 BUDGET = 6_900_000                                 # bytes of text that the rays may take
 
 
-# ------------------------------------------------------------------------------------------- what the model computes
+# ------------------------------------------------------------------------------------ what the model computes
 def free_weights(level, context: tuple) -> Tensor:
     """Table 10's scores divided by their sum, (R, S, V): the weights in C(tau) for a tau so small that every
     distribution is in it, and the projection changes nothing."""
@@ -66,15 +68,16 @@ def differences_of_views(level, refined: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def follow(model, sources, view, pixels: Tensor) -> dict[str, Tensor]:
-    """Rays of a target view at pixels (R, 2) -> what each stage computes of them. The attentions (mean of the heads)
-    are those of the sample at the surface, the one of largest rendering weight."""
+    """Rays of a target view at pixels (R, 2) -> what each stage computes of them. The attentions (mean of the
+    heads) are those of the sample at the surface, the one of largest rendering weight."""
     origin, directions = data.rays(pixels, view.K, view.c2w)
     levels = model(sources, pixels, view.K, view.c2w, fine_only=True)
     coarse, fine, level = levels["coarse"], levels["fine"], model.fine
-    _, coarse_sigma, _ = model.coarse.context_and_density(origin, directions, coarse["z"], sources, colour=False)
-    context, sigma, _ = level.context_and_density(origin, directions, fine["z"], sources, colour=False)
+    rays = origin, directions
+    _, coarse_sigma, _ = model.coarse.context_and_density(*rays, coarse["z"], sources, colour=False)
+    context, sigma, _ = level.context_and_density(*rays, fine["z"], sources, colour=False)
     M, _, mask, _, index = context
-    intra, cross = level.cra.maps(M, mask, index)                             # (R, V, A, S, S), (R, S, A, V, V)
+    intra, cross = level.cra.maps(M, mask, index)             # (R, V, A, S, S), (R, S, A, V, V)
     ray, surface = torch.arange(len(pixels), device=pixels.device), fine["weights"].argmax(1)
     return {"coarse_z": coarse["z"], "coarse_sigma": coarse_sigma, "coarse_weights": coarse["weights"],
             "z": fine["z"], "sigma": sigma, "weights": fine["weights"], "surface": surface,
@@ -86,8 +89,8 @@ def follow(model, sources, view, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def what_views_have(points: Tensor, known: Tensor, views) -> Tensor:
-    """Points (R, 3), known (R,) -> OUTSIDE, SEEN, HIDDEN or UNKNOWN in each view (R, V). Seen: no more than 5% behind
-    what the view's true depth shows there. Hidden: by more than 10%. Between the two a pixel at an edge decides."""
+    """Points (R, 3), known (R,) -> OUTSIDE, SEEN, HIDDEN or UNKNOWN in each view (R, V). Seen: no more than
+    5% behind what the view's true depth shows there. Hidden: more than 10%. Between them lie edges."""
     V, H, W = views.depth.shape
     uv, z = data.project(points, views.K, views.c2w)                          # (R, V, 2), (R, V)
     inside = reprojection.in_view(uv, z, H, W)                                # (R, V)
@@ -102,8 +105,8 @@ def what_views_have(points: Tensor, known: Tensor, views) -> Tensor:
 
 
 def surroundings(view, reach: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Around each pixel, up to `reach` away: the largest true depth over the smallest (1 where unknown), the spread of
-    the photograph's colour, and whether all labels are one: (H, W) each."""
+    """Around each pixel, up to `reach` away: the largest true depth over the smallest (1 where unknown), the
+    spread of the photograph's colour, and whether all labels are one: (H, W) each."""
     def largest(x: Tensor) -> Tensor:
         return F.max_pool2d(x[None, None].float(), 2 * reach + 1, stride=1, padding=reach)[0, 0]
 
@@ -117,7 +120,7 @@ def surroundings(view, reach: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def most_hidden(scene, views: int) -> int:
-    """Which of the scene's test views has most surface points hidden from source views: there is most to see."""
+    """Which of the scene's test views has most surface points hidden from source views."""
     source_views, hidden = scene.views(evaluation.source_views(scene, views)), []
     for view in map(scene.views, ([index] for index in evaluation.test_views(scene))):
         depth = view.depth[0].flatten()[::50]
@@ -137,10 +140,10 @@ def truths(view, source_views, pixels: Tensor) -> dict[str, Tensor]:
             "jump": jump, "contrast": contrast, "one_label": one_label}
 
 
-# ------------------------------------------------------------------------------------------- six rays for a lesson
+# -------------------------------------------------------------------------------------- six rays for a lesson
 def judged(rays: dict) -> SimpleNamespace:
     """Measures of each ray (R,) that choose the tour's rays and stand in its sentences."""
-    r = SimpleNamespace(**rays)
+    r = SimpleNamespace(**rays, V=rays["views"].shape[1])
     r.count, r.hidden = (r.views == SEEN).sum(1), (r.views == HIDDEN).sum(1)
     total = r.weights.sum(1).clamp(min=1e-6)
     r.spread = ((r.weights * (r.z - r.depth[:, None]).square()).sum(1) / total).sqrt()    # metres
@@ -159,7 +162,8 @@ def clear_surface(r, names) -> tuple:
     """Many views see it, the label is right, the weight is in one place, there is something to see."""
     able = r.right & r.smooth & r.known & (r.error < 0.05 * r.true_depth) & (r.hidden == 0)
     return able, r.count + 8 * r.close + 4 * r.contrast, lambda i: (
-        f"{r.count[i]} of {r.views.shape[1]} views see this point ({names[r.answer[i]]}), and from none is it hidden.",
+        f"{r.count[i]} of {r.V} views see this point ({names[r.answer[i]]}), and from none is it "
+        "hidden.",
         f"So {r.close[i]:.0%} of the ray's weight lies within 10 cm of {r.depth[i]:.2f} m; the truth is "
         f"{r.true_depth[i]:.2f} m.")
 
@@ -167,17 +171,19 @@ def clear_surface(r, names) -> tuple:
 def edge(r, names) -> tuple:
     """The true depth jumps beside the ray, and the ray cannot decide."""
     return r.known & (r.jump > 1.2), r.spread, lambda i: (
-        f"The true depth jumps by a factor of {r.jump[i]:.1f} within a few pixels, so the views' bilinear features mix "
-        "two surfaces.",
-        f"The weight spreads over ±{r.spread[i]:.2f} m, and the depth, a mean of it, is {r.depth[i]:.2f} m where "
+        f"Beside this ray another surface begins: the true depth changes by a factor of {r.jump[i]:.1f} within "
+        "a few pixels.",
+        f"The weight spreads over ±{r.spread[i]:.2f} m, and its mean, the depth, is {r.depth[i]:.2f} m; "
         f"{r.true_depth[i]:.2f} m is true.")
 
 
 def occluded(r, names) -> tuple:
     """Some views look at something else, and their weights say so."""
     return r.smooth & (r.hidden > 0) & (r.count > 1), r.w_seen - r.w_hidden, lambda i: (
-        f"Something stands before this point in {r.hidden[i]} of the views; the model is told of no occlusion.",
-        f"A view that sees the point has the weight {r.w_seen[i]:.3f} on average, one that does not {r.w_hidden[i]:.3f}.")
+        f"Something stands before this point in {r.hidden[i]} of {r.V} views, and nobody tells the "
+        "model.",
+        f"A view that sees the point has the weight {r.w_seen[i]:.3f} on average, one from which it is "
+        f"hidden {r.w_hidden[i]:.3f}.")
 
 
 def blank_wall(r, names) -> tuple:
@@ -186,15 +192,16 @@ def blank_wall(r, names) -> tuple:
     if "wall" in names and (able & (r.true_label == names.index("wall"))).any():
         able = able & (r.true_label == names.index("wall"))
     return able, r.spread, lambda i: (
-        f"{r.count[i]} views see this point, but all around it has the same colour, so that wrong depths look right.",
+        f"{r.count[i]} views see this point, but all around it has the same colour: other depths look the "
+        "same.",
         f"The weight spreads over ±{r.spread[i]:.2f} m, and the depth is wrong by {r.error[i]:.2f} m.")
 
 
 def few_views(r, names) -> tuple:
     """As few as there are, but one."""
     return r.smooth & (r.count > 0), -r.count.float() + r.error / 100, lambda i: (
-        f"{r.count[i]} of {r.views.shape[1]} views {'sees' if r.count[i] == 1 else 'see'} this point, so there is "
-        "little to compare it with.",
+        f"{r.count[i]} of {r.V} views {'sees' if r.count[i] == 1 else 'see'} this point: there is "
+        "little to compare.",
         f"The depth is {r.depth[i]:.2f} m where {r.true_depth[i]:.2f} m is true; the answer is "
         f"{names[r.answer[i]]}.")
 
@@ -206,8 +213,8 @@ def wrong_label(r, names) -> tuple:
     return inside if inside.any() else wrong, r.share, lambda i: (
         f"The model answers {names[r.answer[i]]} with a probability of {r.share[i]:.2f}; the truth is "
         f"{names[r.true_label[i]]}.",
-        f"The depth is {r.depth[i]:.2f} m where {r.true_depth[i]:.2f} m is true: look whether the views or the "
-        "label went wrong.")
+        f"The depth is {r.depth[i]:.2f} m where {r.true_depth[i]:.2f} m is true: was it the place that went "
+        "wrong, or the name?")
 
 
 STOPS = {"a clear surface": clear_surface, "an edge": edge, "an occluded view": occluded,
@@ -215,8 +222,8 @@ STOPS = {"a clear surface": clear_surface, "an edge": edge, "an occluded view": 
 
 
 def tour(rays: dict, names: list[str], apart: float) -> list[dict]:
-    """For each stop the ray that it likes best, `apart` pixels from the others; a stop that no ray fits is left
-    out (so are all that need a truth which the scene has not)."""
+    """For each stop the ray that fits it best, `apart` pixels from the others. A stop that no ray fits is
+    left out, as are all in a scene without truths."""
     r, stops = judged(rays), []
     free = torch.ones(len(r.pixels), dtype=torch.bool)
     for title, stop in STOPS.items():
@@ -228,10 +235,10 @@ def tour(rays: dict, names: list[str], apart: float) -> list[dict]:
     return stops
 
 
-# ------------------------------------------------------------------------------------------- what the page carries
+# -------------------------------------------------------------------------------------- what the page carries
 def packed(x: Tensor, kind: str) -> dict:
-    """An array as text: "f4" as it is, "u1" and "u2" whole numbers, "share" numbers in [0, 1] in 16 bits, "byte"
-    numbers in 8 bits, on a scale of each ray's own."""
+    """An array as text: "f4" as it is, "u1" and "u2" whole numbers, "share" numbers in [0, 1] in 16 bits,
+    "byte" numbers in 8 bits, on a scale of each ray's own."""
     x, scale = x.cpu().numpy(), None
     if kind == "share":
         content = np.round(x * 65535).astype("<u2")
@@ -244,8 +251,9 @@ def packed(x: Tensor, kind: str) -> dict:
     return got if scale is None else {**got, "scale": base64.b64encode(scale.tobytes()).decode()}
 
 
-KINDS = {"coarse_sigma": "f4", "coarse_weights": "f4", "z": "f4", "sigma": "f4", "weights": "f4", "depth": "f4",
-         "colour": "f4", "logits": "f4", "true_depth": "f4", "true_colour": "f4", "pixels": "u2",
+KINDS = {"coarse_sigma": "f4", "coarse_weights": "f4", "z": "f4", "sigma": "f4", "weights": "f4",
+         "depth": "f4", "colour": "f4", "logits": "f4", "true_depth": "f4", "true_colour": "f4",
+         "pixels": "u2",
          "surface": "u1", "true_label": "u1", "views": "u1", "mask": "u2", "intra": "share", "cross": "share",
          "scores": "share", "differences": "byte"}
 
@@ -254,15 +262,19 @@ def stride_that_fits(config, classes: int, views: int, height: int, width: int) 
     """The finest grid, in pixels, whose rays take no more than BUDGET bytes of text."""
     S, V, L = config.fine, views, classes
     ray = S * V * (L + 2) + 2 * V * (S + V) + 14 * S + 8 * config.coarse + V + 4 * L + 60
-    return next(n for n in range(1, max(height, width) + 1) if -(-height // n) * -(-width // n) * ray * 4 / 3 <= BUDGET)
+    rays = {n: -(-height // n) * -(-width // n) for n in range(1, max(height, width) + 1)}
+    return next(n for n in rays if rays[n] * ray * 4 / 3 <= BUDGET)
 
 
 def image_text(image, quality: int = 0) -> str:
-    """An image (H, W, 3), in [0, 1] or uint8, as an address that holds its content: png, or jpg of a quality."""
+    """An image (H, W, 3), in [0, 1] or uint8, as an address that holds it: a png, or a jpg of a quality."""
     image = np.asarray(image)
     image = image if image.dtype == np.uint8 else (image.clip(0, 1) * 255).round().astype(np.uint8)
     file = io.BytesIO()
-    iio.imwrite(file, image, extension=".jpg" if quality else ".png", **({"quality": quality} if quality else {}))
+    if quality:
+        iio.imwrite(file, image, extension=".jpg", quality=quality)
+    else:
+        iio.imwrite(file, image, extension=".png")
     return f"data:image/{'jpeg' if quality else 'png'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -277,8 +289,8 @@ def picture(shown, options: dict) -> np.ndarray:
 
 
 def layers(shot: dict, classes, has_labels: bool) -> dict:
-    """The target's pictures by subject and version: {"colour": {"truth": {"image", "note"} ...} ...}. They are those
-    of an evaluation's sheet."""
+    """The target's pictures by subject and version: {"colour": {"truth": {"image", "scale"} ...} ...}. They
+    are those of an evaluation's sheet."""
     has_depth = bool((shot["true_depth"] > 0).any())
     far = max(1e-3, float(shot["true_depth" if has_depth else "depth"].max()))
     groups = {"colour": pictures.colour_panels(shot),
@@ -305,8 +317,8 @@ def colour_map(name: str) -> list:
 
 
 def payload(model, scene, test_view: int, views: int = 8, stride: int = 0) -> dict:
-    """All that the page shows of a scene's test view (0 to 3), every stride-th row and column's rays (0: as many as
-    fit)."""
+    """All that the page shows of a scene's test view (0 to 3), with the rays of every stride-th row and
+    column (0: as many as fit)."""
     c, classes = model.config, model.classes
     source_ids, index = evaluation.source_views(scene, views), evaluation.test_views(scene)[test_view]
     source_views, view = scene.views(source_ids), scene.views([index])[0]
@@ -330,11 +342,12 @@ def payload(model, scene, test_view: int, views: int = 8, stride: int = 0) -> di
     shot = next(evaluation.render_views(import_module("fast").renderer(model, fast), scene, [index], views))
     near, far = (float(x) for x in training.depth_range(c, sources))
     return {"scene": scene.name, "frame": scene.frames[index], "size": [H, W], "stride": stride,
-            "grid": list(grid.shape[:2]), "near": near, "far": far, "tau": c.tau, "unit": "" if scene.near_far else "m",
+            "grid": list(grid.shape[:2]), "near": near, "far": far, "tau": c.tau,
+            "unit": "" if scene.near_far else "m",
             "miou": shot["miou"], "psnr": shot["psnr"], "classes": classes._asdict(),
             "target": camera(view), "layers": layers(shot, classes, known), "tour": stops,
-            "sources": [{**camera(v), "frame": scene.frames[i], "image": image_text(v.images.permute(1, 2, 0), 90)}
-                        for i, v in zip(source_ids, (source_views[n] for n in range(V)))],
+            "sources": [{**camera(v), "image": image_text(v.images.permute(1, 2, 0), 90)}
+                        for v in map(source_views.__getitem__, range(V))],
             "coarse_z": rays["coarse_z"][0].tolist(),
             "maps": {name: colour_map(name) for name in ("viridis", "cividis")},
             "arrays": {key: packed(rays[key], kind) for key, kind in KINDS.items()}}
@@ -359,7 +372,8 @@ def main() -> None:
     add("--view", type=int, default=0, choices=range(5), metavar="N",
         help="which of the scene's test views, 1 to 4 [that with most points hidden from source views]")
     add("--views", type=int, default=8, help="source views, 1 to 16 [8]")
-    add("--stride", type=int, default=0, metavar="N", help="rays of every N-th row and column [0: as 8 MB allow]")
+    add("--stride", type=int, default=0, metavar="N",
+        help="rays of every N-th row and column [0: as 8 MB allow]")
     args = parser.parse_args()
     if not 1 <= args.views <= 16:
         raise DataError(f"--views {args.views}: give 1 to 16")
@@ -367,15 +381,18 @@ def main() -> None:
     machine.prepare_cpu()
     model, state = training.load_checkpoint(args.checkpoint)
     if model.config.cra != "full":
-        raise DataError(f"{args.checkpoint}: its attention is '{model.config.cra}'; the page shows both of 'full'")
+        raise DataError(f"{args.checkpoint}: its attention is '{model.config.cra}', and the page shows both "
+                        "of 'full'; name another checkpoint")
     kind, root, names = evaluating.choose_scenes(args, model.config, state["run"], rooms.make_rooms)
     scene, = evaluating.open_scenes([root / names[0]], data.Scene, model.config, args.cache, lambda scene: (
         evaluation.source_views(scene, args.views), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names[:1])
-    if args.view > len(evaluation.test_views(scene)):
-        raise DataError(f"--view {args.view}: {scene.name} has {len(evaluation.test_views(scene))} readable test views")
+    count = len(evaluation.test_views(scene))
+    if args.view > count:
+        raise DataError(f"--view {args.view}: {scene.name} has {count} readable test views")
     view = args.view - 1 if args.view else most_hidden(scene, args.views)
-    content = payload(model.to(machine.pick_device(args.device)), scene, view, args.views, args.stride)
+    model = model.to(machine.pick_device(args.device))
+    content = payload(model, scene, view, args.views, args.stride)
     text = page(content).encode()
     write_atomically(Path(args.out), lambda file: file.write(text))
     print(f"{args.out}: {len(text) / 1e6:.1f} MB, {content['grid'][0] * content['grid'][1]} rays, tour: "

@@ -389,7 +389,8 @@ function drawAlong() {
     {name: "fine", colour: ORANGE, dash: "none", z: r.z, sigma: r.sigma, weights: r.weights}];
   const most = Math.max(1e-9, ...r.sigma, ...r.coarse_sigma);
   const parts = [text(0, 60, "σ", BOLD),
-    text(0, 86, `to ${most.toPrecision(2)} /${metre || "unit"}`, {fill: GREY}), text(0, 210, "weight", BOLD), text(0, 345, "samples", BOLD)];
+    text(0, 86, `to ${most.toPrecision(2)} /${metre || "unit"}`, {fill: GREY}),
+    text(0, 210, "weight", BOLD), text(0, 345, "samples", BOLD)];
   levels.forEach((level, i) => {
     const top = Math.max(1e-9, ...level.weights), tick = 320 + 22 * i;
     parts.push(text(730 + 140 * i, 22, level.name, {...BOLD, fill: level.colour}),
@@ -460,7 +461,8 @@ function drawIntra() {
   const frame = {stroke: ORANGE, "stroke-width": 5}, x = left + r.surface * wide;
   reads.forEach((v) => parts.push(box(x - 1, v * tall, wide, tall - 1, "none", frame)));
   const word = Math.min(Math.max(x + wide / 2, 90), 950);
-  parts.push(text(word, below + 26, "surface", {...BOLD, ...MIDDLE, fill: ORANGE}), ...scaleBar(below + 40, largest));
+  parts.push(text(word, below + 26, "surface", {...BOLD, ...MIDDLE, fill: ORANGE}),
+    ...scaleBar(below + 40, largest));
   const most = (v) => `View ${v + 1} reads most from sample ${rowOf(v).indexOf(Math.max(...rowOf(v))) + 1}, ` +
     digits(Math.max(...rowOf(v)), 2);
   show("intra", 1000, below + 68, parts,
