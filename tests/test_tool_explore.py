@@ -180,9 +180,10 @@ def test_views_see_a_box_from_inside_until_something_stands_before_it(scene):
     views.depth[1] *= 0.5
     views.depth[2] = 0
     nearer = explore.what_views_have(points, known, views)
-    inside = (has != explore.OUTSIDE) & known[:, None]
-    assert ((nearer == explore.HIDDEN) == inside & torch.tensor([False, True, False])).all()
-    assert (nearer[:, 2] != explore.SEEN).all() and (nearer[:, 0] == has[:, 0]).all()
+    assert (nearer[has[:, 1] == explore.SEEN, 1] == explore.HIDDEN).all()
+    assert (nearer[:, 0] == has[:, 0]).all()
+    assert (nearer[has[:, 2] == explore.SEEN, 2] == explore.UNKNOWN).all()
+    assert ((nearer == explore.OUTSIDE) == (has == explore.OUTSIDE)).all()
 
 
 def made_up_rays(**changes):
@@ -348,7 +349,8 @@ def test_the_pages_projection_onto_C_is_05s(opened):
         scores = scores * mask / (scores * mask).sum(-1, keepdim=True).clamp(min=1e-8)
         expected = weighting.project_onto_C(scores, mask, tau)
         given = json.dumps([scores.tolist(), mask.tolist()])
-        got = opened.run(f"(([scores, mask]) => scores.map((x, i) => projectOntoC(x, mask[i], {tau})))({given})")
+        anew = f"([scores, mask]) => scores.map((row, i) => projectOntoC(row, mask[i], {tau}))"
+        got = opened.run(f"({anew})({given})")
         np.testing.assert_allclose(got, expected, atol=1e-12)
 
 

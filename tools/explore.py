@@ -171,8 +171,8 @@ def clear_surface(r, names) -> tuple:
 def edge(r, names) -> tuple:
     """The true depth jumps beside the ray, and the ray cannot decide."""
     return r.known & (r.jump > 1.2), r.spread, lambda i: (
-        f"Beside this ray another surface begins: the true depth changes by a factor of {r.jump[i]:.1f} within "
-        "a few pixels.",
+        f"Beside this ray another surface begins: the true depth changes by a factor of {r.jump[i]:.1f} "
+        "within a few pixels.",
         f"The weight spreads over ±{r.spread[i]:.2f} m, and its mean, the depth, is {r.depth[i]:.2f} m; "
         f"{r.true_depth[i]:.2f} m is true.")
 

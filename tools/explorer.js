@@ -390,10 +390,10 @@ function drawAlong() {
   const most = Math.max(1e-9, ...r.sigma, ...r.coarse_sigma);
   const parts = [text(0, 60, "σ", BOLD),
     text(0, 86, `to ${most.toPrecision(2)} /${metre || "unit"}`, {fill: GREY}),
-    text(0, 210, "weight", BOLD), text(0, 345, "samples", BOLD)];
+    text(0, 210, "weight", BOLD)];
   levels.forEach((level, i) => {
-    const top = Math.max(1e-9, ...level.weights), tick = 320 + 22 * i;
-    parts.push(text(730 + 140 * i, 22, level.name, {...BOLD, fill: level.colour}),
+    const top = Math.max(1e-9, ...level.weights), tick = 314 + 26 * i;
+    parts.push(text(0, tick + 17, level.name, {...BOLD, fill: level.colour}),
       curve(level, level.sigma, 40, 150, most, axis), curve(level, level.weights, 190, 300, top, axis),
       text(0, 238 + 26 * i, `to ${digits(top, 2)}`, {fill: level.colour}));
     for (const z of level.z.filter((z) => z >= from && z <= to)) {
@@ -460,7 +460,9 @@ function drawIntra() {
   }
   const frame = {stroke: ORANGE, "stroke-width": 5}, x = left + r.surface * wide;
   reads.forEach((v) => parts.push(box(x - 1, v * tall, wide, tall - 1, "none", frame)));
-  const word = Math.min(Math.max(x + wide / 2, 90), 950);
+  const word = Math.min(Math.max(x + wide / 2, 90), 950), last = (Math.max(...reads, 0) + 1) * tall;
+  const dotted = {"stroke-dasharray": "3 5"};
+  if (reads.length) parts.push(rule(x + wide / 2, last, x + wide / 2, below + 6, ORANGE, dotted));
   parts.push(text(word, below + 26, "surface", {...BOLD, ...MIDDLE, fill: ORANGE}),
     ...scaleBar(below + 40, largest));
   const most = (v) => `View ${v + 1} reads most from sample ${rowOf(v).indexOf(Math.max(...rowOf(v))) + 1}, ` +
