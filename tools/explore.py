@@ -160,7 +160,7 @@ def judged(rays: dict) -> SimpleNamespace:
 
 def clear_surface(r, names) -> tuple:
     """Many views see it, the label is right, the weight is in one place, there is something to see."""
-    able = r.right & r.smooth & r.known & (r.error < 0.05 * r.true_depth) & (r.hidden == 0)
+    able = r.right & r.smooth & r.one_label & (r.error < 0.03 * r.true_depth) & (r.hidden == 0)
     return able, r.count + 8 * r.close + 4 * r.contrast, lambda i: (
         f"{r.count[i]} of {r.V} views see this point ({names[r.answer[i]]}), and from none is it "
         "hidden.",
@@ -339,7 +339,8 @@ def payload(model, scene, test_view: int, views: int = 8, stride: int = 0) -> di
     bits = (rays["mask"] * 2 ** torch.arange(V)).sum(-1)                      # (R, S): view v is bit v
     rays |= {"mask": bits, "true_label": rays["true_label"] % 256}            # IGNORE becomes 255
     fast = SimpleNamespace(fast="auto", keep=0, coarse_stride=1, workers=0)
-    shot = next(evaluation.render_views(import_module("fast").renderer(model, fast), scene, [index], views))
+    renderer = import_module("fast").renderer(copy.deepcopy(model), fast)
+    shot = next(evaluation.render_views(renderer, scene, [index], views))
     near, far = (float(x) for x in training.depth_range(c, sources))
     return {"scene": scene.name, "frame": scene.frames[index], "size": [H, W], "stride": stride,
             "grid": list(grid.shape[:2]), "near": near, "far": far, "tau": c.tau,
