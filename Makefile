@@ -1,7 +1,8 @@
 # make train      environment, pinned packages, then `python 07_train.py --scene scannet`
 # make check      ruff
 # make test       all that a change can break, in 8 minutes or less
-# make test-all   what takes longer: fuzz, kills, exercises, notebooks, tables at smoke size; about 30 minutes
+# make test-all   what takes longer: fuzz, kills, exercises, notebooks, the ray explorer in a browser (needs Chromium),
+#                 tables at smoke size, a tiny training; about 30 minutes
 # make notebooks  executes each notebook from a clean state and writes its outputs into it
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -21,6 +22,7 @@ test-all: .venv/installed notebooks
 	$(BIN)/python tests/fuzz.py
 	$(BIN)/python tests/kill.py
 	$(BIN)/python tests/exercises.py
+	$(BIN)/python -m pytest -m browser
 	bash tests/smoke.sh $(BIN)/python
 
 notebooks: .venv/installed

@@ -30,4 +30,6 @@ echo "tables and figures at smoke size: passed"
 "$python" "$repo/08_eval.py" --checkpoint "$repo/weights/sray_rooms.pt" --scenes room9000_00 --preview 2 --out given
 "$python" "$repo/08_eval.py" --checkpoint "$repo/weights/sray_rooms.pt" --scenes room9000_00 --video out.mp4 --frames 2
 test -s out.mp4
-echo "weights and film: passed"
+"$python" -m tools.explore --checkpoint "$repo/weights/sray_rooms.pt" --scenes room9000_00 --out explorer.html
+test -s explorer.html && test "$(wc -c <explorer.html)" -le 8000000
+echo "weights, film and ray explorer: passed"
