@@ -41,26 +41,26 @@ def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
     low, high = tau / m, 1 / (tau * m)                                        # (..., 1) eq. 3's bounds
     with torch.no_grad():  # which views end on which bound?
         bends = torch.cat([scores - low, scores - high], dim=-1)              # (..., 2V) a view meets a bound
-        moved = (scores[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])
-        total = (moved * valid[..., None, :]).sum(-1)  # (..., 2V) falls as the shift grows
-        both, over = torch.cat([mask, mask], dim=-1), total >= 1  # a masked view's bends do not count
-        left = torch.where(both & over, bends, -torch.inf).amax(-1, keepdim=True)  # last bend with sum >= 1
-        right = torch.where(both & ~over, bends, torch.inf).amin(-1, keepdim=True)    # first with sum < 1
-        middle = torch.where(left.isinf(), right, torch.where(right.isinf(), left, (left + right) / 2))
-        at_high = (scores - middle >= high) & mask
+        clamped = (scores[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])
+        total = (clamped * valid[..., None, :]).sum(-1)                       # (..., 2V) their sum there
+        counts = torch.cat([mask, mask], dim=-1)                              # (..., 2V) a valid view's bend
+        left = torch.where(counts & (total >= 1), bends, -torch.inf).amax(-1, keepdim=True)       # (..., 1)
+        right = torch.where(counts & (total < 1), bends, torch.inf).amin(-1, keepdim=True)        # (..., 1)
+        middle = torch.where(right.isinf(), left, (left + right) / 2)         # no right end: tau = 1
+        at_high = (scores - middle >= high) & mask                            # (..., V)
         at_low = (scores - middle <= low) & mask & ~at_high                   # tau = 1: both bounds are 1/m
-        free = mask & ~at_high & ~at_low                                      # (..., V)
+        free = mask & ~at_high & ~at_low                                      # (..., V) on neither bound
     bound = high * at_high + low * at_low                                     # (..., V) what the others have
-    rest = 1 - bound.sum(-1, keepdim=True)                                    # the free ones share the rest
+    rest = 1 - bound.sum(-1, keepdim=True)                                    # (..., 1) left for the free
     shift = ((scores * free).sum(-1, keepdim=True) - rest) / free.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(free, (scores - shift).clamp(low, high), bound)
+    return torch.where(free, (scores - shift).clamp(low, high), bound)        # (..., V)
 
 
 def view_weights(sigmoids: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """Table 10's L3, scores in (0, 1), (R, S, V) -> w (R, S, V) in C(tau): divide by the sum of the valid,
-    then project."""
-    sigmoids = sigmoids * mask
-    normalised = sigmoids / sigmoids.sum(-1, keepdim=True).clamp(min=1e-8)
+    """Table 10's L3, scores in (0, 1), (R, S, V), mask (R, S, V) -> w (R, S, V) in C(tau), 0 where invalid:
+    divide by the sum over the valid views, then project. ValueError as project_onto_C."""
+    sigmoids = sigmoids * mask                                                # (R, S, V), 0 where invalid
+    normalised = sigmoids / sigmoids.sum(-1, keepdim=True).clamp(min=1e-8)    # (R, S, V), sums to 1
     return project_onto_C(normalised, mask, tau)
 
 
@@ -96,8 +96,8 @@ def main() -> None:
     M, differences, visibility = torch.randn(R, S, V, C), torch.randn(R, S, V, 4), torch.rand(R, S, V, 1)
     mask = torch.rand(R, S, V) < 0.8
     network, head = WeightNetwork(), nn.Linear(C, L)
-    w = network(M, differences, visibility, mask)
-    logits = head(semantic_ray(w, M))
+    w, refined = network(M, differences, visibility, mask), torch.randn(R, S, V, C)
+    logits = head(semantic_ray(w, refined))
     parameters = sum(p.numel() for p in network.parameters())
     print(f"Table 10 on {R} rays, {S} samples, {V} source views ({parameters:,} parameters)\n")
     for row, text, shape in (

@@ -99,9 +99,3 @@ def add_gradients(parameters: list[Tensor]) -> None:
     there, *parts = flat.split([len(parameters), *(p.numel() for p in parameters)])
     for p, count, part in zip(parameters, there.tolist(), parts):
         p.grad = part.view_as(p).clone() if count else None
-
-
-def add_up(gradients) -> Tensor | None:
-    """The sum of those that are there, in order."""
-    there = [g for g in gradients if g is not None]
-    return sum(there[1:], there[0]) if there else None
