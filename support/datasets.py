@@ -16,7 +16,7 @@ from support.files import DataError, read_text
 # rooms are numbered by their seed: those of 5000 .. 8999 differ more, those from 9000 on are for testing only
 VARIED_ROOM, TEST_ROOM = 5000, 9000
 
-# other layouts -> what their folders hold, the first that fits; tools/import_scenes.py turns them into ScanNet's
+# other layouts -> what their folders hold, the first that fits. tools/import_scenes.py turns them into ours
 SIGNS = {
     "Blender / nerfstudio": ["transforms.json", "transforms_*.json"],
     "COLMAP": [f"{place}/cameras.{end}" for place in ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse",
@@ -216,8 +216,8 @@ def layout_of(folder: Path) -> str | None:
 
 
 def folders_below(folder: Path, enough: Callable, depth: int = 8) -> Iterator[Path]:
-    """A folder and all below it, in name order, hidden ones and links to folders left out. Where enough(folder)
-    holds, nothing below it."""
+    """A folder and all below it, in name order, hidden ones and links to folders left out. Where
+    enough(folder) holds, nothing below it."""
     yield folder
     if depth and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) and not enough(folder):
         for below in sorted(folder.iterdir()):

@@ -16,8 +16,8 @@ from support.layouts import Range
 
 def found(source: Path, folder: Path, c2w: np.ndarray, K: np.ndarray, ranges: list, given: Range | None,
           transparent: bool) -> Range:
-    """Near and far of the scene written in `folder` (frames c2w (N, 4, 4), one camera K). ranges: of each depth
-    map, the 1st and 99th percentile. given: what the capture knows."""
+    """Near and far of the scene written in `folder` (frames c2w (N, 4, 4), one camera K). ranges: of each
+    depth map, the 1st and 99th percentile. given: what the capture knows."""
     if ranges:
         lows, highs = zip(*ranges)
         return Range(0.9 * min(lows), 1.1 * max(highs), "from the depth maps")

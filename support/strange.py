@@ -28,7 +28,8 @@ def colmap_command(workspace: Path, images: Path) -> str:
 def files_of(folder: Path, endings: tuple) -> list[Path]:
     """The files right in a folder that end so, in name order."""
     try:
-        return sorted(p for p in islice(folder.iterdir(), LIMIT) if p.suffix.lower() in endings and p.is_file())
+        there = islice(folder.iterdir(), LIMIT)
+        return sorted(p for p in there if p.suffix.lower() in endings and p.is_file())
     except OSError:
         return []
 
@@ -115,7 +116,8 @@ def photographs(folder: Path) -> str | None:
 
 
 def level(path: Path, is_scene) -> str | None:
-    """One line where the folder above, or one further below, is what is meant. is_scene(folder): is it one?"""
+    """One line where the folder above, or one further below, is what is meant. is_scene(folder): is it
+    one?"""
     full = path.resolve()
     for above in islice(full.parents, 3):
         if is_scene(above):

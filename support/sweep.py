@@ -68,8 +68,8 @@ def agreeing(view: int, pixels: Tensor, depths: Tensor, images: Tensor, K: Tenso
     costs = torch.stack([difference(patch, own, depths, images[i], K, c2w[view], c2w[i]) for i in others])
     seen = costs.isfinite().sum(0)                                            # (V, R, D) -> (R, D)
     half = costs.sort(0).values[:max(3, len(others) // 2)]                    # half may be hidden from it
-    cost = torch.where(seen >= 3, torch.where(half.isfinite(), half, 0).sum(0) / half.isfinite().sum(0).clamp(min=1),
-                       torch.inf)                                             # (R, D)
+    mean = torch.where(half.isfinite(), half, 0).sum(0) / half.isfinite().sum(0).clamp(min=1)
+    cost = torch.where(seen >= 3, mean, torch.inf)                            # (R, D)
     best, index = cost.min(1)                                                 # (R,)
     far_off = (depths[None] / depths[index][:, None]).log().abs() > 0.2       # (R, D)
     other = torch.where(far_off, cost, torch.inf).min(1).values               # the best of all other depths
@@ -82,7 +82,7 @@ def difference(patch: Tensor, own: Tensor, depths: Tensor, image: Tensor, K: Ten
     """Patches (R, P, 2) of a view with colours own (3, R, P), seen at depths (D,) by another: mean absolute
     difference of colour (R, D); inf where a patch is outside its image."""
     (R, P, _), D, (h, w) = patch.shape, len(depths), image.shape[-2:]
-    rays = torch.cat([patch, torch.ones(R, P, 1)], 2) @ torch.linalg.inv(K).T @ view[:3, :3].T            # (R, P, 3)
+    rays = torch.cat([patch, torch.ones(R, P, 1)], 2) @ (view[:3, :3] @ torch.linalg.inv(K)).T
     points = view[:3, 3] + depths[None, :, None, None] * rays[:, None]        # (R, D, P, 3)
     uvz = (points - other[:3, 3]) @ other[:3, :3] @ K.T
     z = uvz[..., 2]

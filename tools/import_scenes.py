@@ -69,8 +69,8 @@ class Job(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a scene's folder holds now: its frames' facts and poses; (H, W); K; was anything transparent; ranges
-    of depth; lines to print."""
+    """What a scene's folder holds now: its frames' facts and poses; (H, W); K; was anything transparent;
+    ranges of depth; lines to print."""
     frames: list[dict]
     poses: list[np.ndarray]
     size: tuple[int, int]
@@ -233,7 +233,8 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> Wr
         notes.append(f"{len(masked)} masks: {100 * sum(masked) / len(kept):.1f}% of all pixels are no truth "
                      f"and no "
                      "source")
-    write_maps(folder, [photo for photo in photos if photo.number in kept], target, size, where, written.ranges)
+    photos = [photo for photo in photos if photo.number in kept]
+    write_maps(folder, photos, target, size, where, written.ranges)
     write_matrix(folder / "intrinsic" / "intrinsic_color.txt", target.matrix())
     return written._replace(transparent=transparent)
 
@@ -529,7 +530,8 @@ def left_out(source: Path, jobs: list[Job]) -> list[str]:
     """A line for each folder of images or videos right below SOURCE (or two below) that is not imported."""
     if not source.is_dir() or len(jobs) == 1 and jobs[0].source == source:
         return []
-    taken, lines = {job.source for job in jobs}, []
+    taken = {job.source.parents[1] if job.source.parent.name == "dslr" else job.source for job in jobs}
+    lines = []
     for folder in folders_below(source, is_scene, 3):
         inside = folder in taken or any(path in taken for path in (*folder.glob("*.sens"), *folder.parents))
         if is_export(folder):

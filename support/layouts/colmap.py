@@ -96,7 +96,8 @@ def read(folder: Path) -> Capture:
         if shot.camera not in cameras:
             raise DataError(f"{where}: has camera {shot.camera}, which cameras.{end} has not{END}")
         camera = at_size(*cameras[shot.camera], image, where)
-        photos.append(Photo(number, image, checked_pose(shot.c2w, where), camera, mask=mask_of(folder, root, image)))
+        photos.append(Photo(number, image, checked_pose(shot.c2w, where), camera,
+                            mask=mask_of(folder, root, image)))
     notes = check_missing(missing, len(shots), str(model))
     others = {path.name for path in images_in(root)} - {Path(shot.name).name for shot in shots}
     others = {name for name in others if not name.startswith("dynamic_mask_")}
@@ -120,7 +121,8 @@ def at_size(camera: Camera, width: int, height: int, image: Path, where: str) ->
     size = image_size(image)
     check_shape(size, height, width, f"{where}: {image.name} is {sides(size)}, its camera is for")
     x, y = size[1] / width, size[0] / height
-    camera = camera._replace(fx=x * camera.fx, fy=y * camera.fy, cx=x * camera.cx - 0.5, cy=y * camera.cy - 0.5)
+    camera = camera._replace(fx=x * camera.fx, fy=y * camera.fy,
+                             cx=x * camera.cx - 0.5, cy=y * camera.cy - 0.5)
     check_middle(camera.matrix(), size, where)
     return camera
 
@@ -171,15 +173,11 @@ def read_cameras(path: Path) -> dict[int, tuple[Camera, int, int]]:
                         break
     except (ValueError, IndexError, OSError) as error:
         raise DataError(f"{path}: not COLMAP's cameras ({str(error)[:80]}){END}") from None
-    return {name: (made_camera(model, numbers, path), width, height) for name, model, width, height, numbers in rows
-            if checked_sides(width, height, path)}
-
-
-def checked_sides(width: int, height: int, path: Path) -> bool:
-    """True. DataError for a size that no image has."""
-    if not (0 < width < 1e6 and 0 < height < 1e6):
-        raise DataError(f"{path}: a camera of {width}x{height} pixels{END}")
-    return True
+    for _, _, width, height, _ in rows:
+        if not (0 < width < 1e6 and 0 < height < 1e6):
+            raise DataError(f"{path}: a camera of {width}x{height} pixels{END}")
+    return {name: (made_camera(model, values, path), width, height)
+            for name, model, width, height, values in rows}
 
 
 def made_camera(model: int | str, values: list[float], path: Path) -> Camera:

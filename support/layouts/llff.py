@@ -73,7 +73,8 @@ def read_rows(folder: Path) -> np.ndarray:
     if rows.ndim == 2 and rows.shape[1] == 14 and (folder / "hwf_cxcy.npy").is_file():
         hwf = load(folder / "hwf_cxcy.npy").ravel()[:3]
         if len(hwf) == 3:
-            tables = np.concatenate([rows[:, :12].reshape(-1, 3, 4), np.tile(hwf[:, None], (len(rows), 1, 1))], 2)
+            hwf = np.tile(hwf[:, None], (len(rows), 1, 1))                    # (N, 3, 1)
+            tables = np.concatenate([rows[:, :12].reshape(-1, 3, 4), hwf], axis=2)
             rows = np.concatenate([tables.reshape(-1, 15), rows[:, 12:]], axis=1)
     if rows.ndim != 2 or rows.shape[1] != 17 or not len(rows):
         raise DataError(f"{path}: holds {rows.shape} numbers instead of N x 17; export it again")

@@ -44,15 +44,17 @@ HARMLESS = set("aabb_scale scale offset up render_aabb applied_transform applied
                "name id timestamp n_frames".split())
 EMPTY = (None, False, 0, "", [], {})                                          # a key with it says nothing
 # an unknown key that sounds like this touches the camera
-TOUCHES = re.compile(r"fov|foc|lens|dist|camera|intrin|fisheye|shutter|latlong|equirect|panor|ortho|theta|skew|aspect|"
-                     r"sensor|shift|princip|calib|matrix|projecti|mitsuba|width|height|resol|crop|axes|axis|conven|"
-                     r"coord|stereo|^size$|^[kpbs]\d$|^c_?[xy]$|^f_?[xyl]?$|^[KP]$", re.I)
+TOUCHES = re.compile(
+    r"fov|foc|lens|dist|camera|intrin|fisheye|shutter|latlong|equirect|panor|ortho|theta|skew|aspect|sensor|"
+    r"shift|princip|calib|matrix|projecti|mitsuba|width|height|resol|crop|axes|axis|conven|coord|stereo|^size$|"
+    r"^[kpbs]\d$|^c_?[xy]$|^f_?[xyl]?$|^[KP]$", re.I)
 
 
 def read(folder: Path) -> Capture:
-    """transforms.json, or transforms_train/val/test.json one after the other -> photos in the files' order."""
+    """transforms.json, or transforms_train/val/test.json one after the other -> photos in the files'
+    order."""
     files, notes = transforms_files(folder)
-    photos, missing, strange, total, bad, elsewhere = [], [], set(), 0, 0, 0
+    photos, missing, strange, total, bad, elsewhere, maskless = [], [], set(), 0, 0, 0, 0
     for file in files:
         meta = read_json(file)
         reader = Reader(file, {key: value for key, value in meta.items() if key not in ("frames",
@@ -71,11 +73,12 @@ def read(folder: Path) -> Capture:
                 photos.append(reader.photo(len(photos), frame, image, split, where))
             else:
                 missing.append(image)
-        elsewhere += reader.elsewhere
+        elsewhere, maskless = elsewhere + reader.elsewhere, maskless + reader.maskless
     notes += check_missing(missing, total - bad, str(folder))
     unlisted = sum(photo.split == "none" for photo in photos)
     for count, words in ((bad, "frames have is_bad: left out"),
                          (unlisted, "frames are in none of train_, val_ and test_filenames: left out"),
+                         (maskless, "masks are named (mask_path) and not there: nothing is masked in these"),
                          (elsewhere, "file names start in another folder: looked for in this one")):
         notes += [f"{count} {words}"] * bool(count)
     notes += [f"keys not used: {', '.join(sorted(strange)[:12])}"] * bool(strange)
@@ -126,6 +129,7 @@ class Reader:
         self.file, self.shared, self.root = file, shared, image_root(file)
         self.factor = 1                       # the numbers' size over the images'
         self.elsewhere = 0                    # file names that start in another folder
+        self.maskless = 0                     # masks that are named and not there
 
     def check_keys(self, keys: dict, where: str) -> set[str]:
         """The unknown keys that are harmless. DataError for one that touches the camera."""
@@ -174,7 +178,8 @@ class Reader:
             if depth.suffix.lower() != ".png":
                 depth = None
         mask, inverted = self.mask(frame, image, where)
-        return Photo(number, image, pose, camera, split, depth, None, self.depth_scale(frame, where), mask, inverted)
+        return Photo(number, image, pose, camera, split, depth, None, self.depth_scale(frame, where), mask,
+                     inverted)
 
     def depth_scale(self, frame: dict, where: str) -> float:
         """The scene's units a count of the depth maps: nerfstudio's 1/1000, or what the file says."""
@@ -192,15 +197,17 @@ class Reader:
         """The mask of a frame, and whether it marks what moves (instant-ngp) instead of what stays."""
         if frame.get("mask_path"):
             path = inside(self.root, frame["mask_path"], where)
-            beside = self.root.with_name(self.root.name.replace("images",
-                                                                "masks")) / Path(frame["mask_path"]).name
-            path = beside if not path.is_file() and beside.is_file() else path
-            if not path.is_file():
-                raise DataError(f"{where}: its mask {path} is not there; put it there, or remove 'mask_path'")
-            return path, False
+            if path.is_file():
+                return path, False
+            beside = self.root.with_name(self.root.name.replace("images", "masks"))
+            path = beside / Path(frame["mask_path"]).name                     # ScanNet++
+            if path.is_file() and self.root != self.file.parent:
+                return inside(beside, path.name, where), False
+            self.maskless += 1
         dynamic = image.with_name(f"dynamic_mask_{image.stem}.png")
-        return (inside(self.root, dynamic.relative_to(self.root).as_posix(), where), True) if dynamic.is_file() \
-            else (mask_beside(self.root, image), False)
+        if dynamic.is_file():
+            return inside(self.root, dynamic.relative_to(self.root).as_posix(), where), True
+        return mask_beside(self.root, image), False
 
 
 def mask_beside(root: Path, image: Path) -> Path | None:

@@ -110,29 +110,32 @@ def unpacked_depth(packed: bytes, header: Header, what: str) -> np.ndarray:
 
 
 def labels_of(path: Path) -> tuple[Path | None, list[str]]:
-    """The labels of scene0000_00.sens: its _2d-label-filt.zip, or label-filt/ beside it, unpacked. None, and a
-    line on what was looked for, where there is neither."""
+    """The labels of scene0000_00.sens: its _2d-label-filt.zip, or label-filt/ beside it, unpacked. None, and
+    a line on what was looked for, where there is neither."""
     zipped = path.with_name(f"{path.stem}_2d-label-filt.zip")
     if zipped.is_file():
         return zipped, []
-    for folder in (path.with_name("label-filt"), zipped.with_suffix("") / "label-filt", zipped.with_suffix("")):
+    unzipped, beside = zipped.with_suffix(""), path.with_name("label-filt")
+    for folder in (beside, unzipped / "label-filt", unzipped):
         if next(folder.glob("*.png"), None):
-            alone = len([*path.parent.glob("*.sens")]) == 1 or folder.name != "label-filt"
-            return (folder, []) if alone else (None, [f"{folder}: of which of several scans? {zipped.name} "
-                                                      f"is not there"])
-    seen = [name for name in (f"{path.stem}_2d-label.zip",
-                              "label", "label-filt") if path.with_name(name).exists()]
-    return None, [f"no labels: {zipped} is not "
-                  f"there" + f" ({', '.join(seen)} is, which is not read: download the other)"
-                  * bool(seen)]
+            if folder == beside and len([*path.parent.glob("*.sens")]) > 1:
+                return None, [f"{folder}: of which of several scans? {zipped.name} is not there: no labels"]
+            return folder, []
+    names = f"{path.stem}_2d-label.zip", "label", "label-filt"
+    seen = [name for name in names if path.with_name(name).exists()]
+    other = f" ({', '.join(seen)} is, which is not read: download the other)" if seen else ""
+    return None, [f"no labels: {zipped} is not there{other}"]
 
 
 def label_reader(path: Path) -> Callable[[int], bytes]:
     """_2d-label-filt.zip, or the folder with what was in it -> a function from frame number to its png.
     DataError if the zip is damaged or an entry leads out."""
     if path.is_dir():
-        return lambda frame: inside(path, f"{frame}.png", str(path)).read_bytes() if (
-            path / f"{frame}.png").is_file() else missing_label(path, frame)
+        def read_file(frame: int) -> bytes:
+            """One label map, as it is in the folder."""
+            file = inside(path, f"{frame}.png", str(path))
+            return file.read_bytes() if file.is_file() else missing_label(path, frame)
+        return read_file
     try:
         archive = zipfile.ZipFile(path)
         entries = {}
