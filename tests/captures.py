@@ -90,9 +90,10 @@ def refused(module, *arguments) -> str:
     return str(error.value)
 
 
-def imported(source: Path, out: Path, *flags) -> "data.Scene":
-    """The one scene of a capture, imported by the command, at its own size."""
-    run(importer, source, "--out", out, *flags)
+def imported(source: Path, out: Path, measure: bool = False) -> "data.Scene":
+    """The one scene of a capture, imported by the command, at its own size. measure: its near and far,
+    too."""
+    run(importer, source, "--out", out, *(() if measure else ("--near", 1, "--far", 5)))
     folder, = (path for path in out.iterdir() if path.is_dir())
     size = iio.improps(next((folder / "color").iterdir())).shape[:2]
     return data.Scene(folder, *size, out / "cache")

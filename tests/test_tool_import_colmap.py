@@ -92,7 +92,7 @@ def test_a_capture_of_colmap_comes_in_with_near_and_far_of_its_points(tmp_path, 
         shots.append((1, name, camera(i), np.flatnonzero(local[:, 2] > 0.3).tolist() + [-1]))
     write_model(source / "sparse/0", [(1, "PINHOLE", 64, 48, [55.0, 55.0, 32.0, 24.0])], shots[::-1],
                 points.tolist(), binary)
-    scene = imported(source, tmp_path / "out")
+    scene = imported(source, tmp_path / "out", measure=True)
     check_pixels(scene, 24, 0.01)
     screen = capsys.readouterr().out
     assert "2 images are not in the model (unregistered): left out" in screen and "400 points" in screen
@@ -117,11 +117,11 @@ def test_several_cameras_become_one_and_images_of_half_the_size_scale_theirs(tmp
 def test_an_llff_folder_with_a_model_takes_its_cameras_and_its_own_bounds(tmp_path, capsys):
     source = tmp_path / "fern"
     write_images(source / "images", 24)
-    rows = [[*np.hstack([np.eye(3, 4), [[48], [64], [99]]]).ravel(), 0.5, 6.0]] * 24        # the wrong focal length
+    rows = [[*np.hstack([np.eye(3, 4), [[48], [64], [99]]]).ravel(), 0.5, 6.0]] * 24  # the wrong focal length
     np.save(source / "poses_bounds.npy", np.array(rows))
     write_model(source / "sparse/0", [(1, "PINHOLE", 64, 48, [55.0, 55.0, 32.0, 24.0])],
                 [(1, name, camera(i), []) for i, name in enumerate(names(24))], [], True)
-    scene = imported(source, tmp_path / "out")
+    scene = imported(source, tmp_path / "out", measure=True)
     check_pixels(scene, 24, 0.01)
     assert scene.near_far == pytest.approx((0.45, 6.0)) and "recognised as COLMAP" in capsys.readouterr().out
 

@@ -1,11 +1,21 @@
-"""support/lens.py and the cameras of transforms.json: every key that touches the camera is read, or refused by
-its name. The box's photographs are re-rendered from what was read."""
+"""support/lens.py and the cameras of transforms.json: every key that touches the camera is read, or refused
+by its name. The box's photographs are re-rendered from what was read."""
 import json
 import math
 
 import numpy as np
 import pytest
-from captures import K, check_pixels, frames, imported, importer, intrinsics, refused, through_lens, write_transforms
+from captures import (
+    K,
+    check_pixels,
+    frames,
+    imported,
+    importer,
+    intrinsics,
+    refused,
+    through_lens,
+    write_transforms,
+)
 
 from support.files import DataError
 from support.lens import Camera, check_middle, check_same_view, one_camera
