@@ -11,7 +11,7 @@ import numpy as np
 
 from support import sweep
 from support.files import DataError, read_image
-from support.layouts import Range
+from support.layouts import MARGIN, Range
 
 
 def found(source: Path, folder: Path, c2w: np.ndarray, K: np.ndarray, ranges: list, given: Range | None,
@@ -20,15 +20,15 @@ def found(source: Path, folder: Path, c2w: np.ndarray, K: np.ndarray, ranges: li
     depth map, the 1st and 99th percentile. given: what the capture knows."""
     if ranges:
         lows, highs = zip(*ranges)
-        return Range(0.9 * min(lows), 1.1 * max(highs), "from the depth maps")
+        return Range(MARGIN[0] * min(lows), MARGIN[1] * max(highs), "from the depth maps")
     if given:
         return given
     return swept(folder, c2w, K) or guess_near_far(c2w, transparent, str(source))
 
 
 def swept(folder: Path, c2w: np.ndarray, K: np.ndarray, most: int = 60) -> Range | None:
-    """The 1st and 99th percentile of the depths that a plane sweep measures, with a margin of a fifth. None
-    where it measures too few. Of many frames it takes `most`."""
+    """The 1st and 99th percentile of the depths that a plane sweep measures, with MARGIN. None where it
+    measures too few. Of many frames it takes `most`."""
     numbers = sorted((int(path.stem), path) for path in (folder / "color").iterdir())
     some = np.unique(np.linspace(0, len(numbers) - 1, most).round().astype(int))
     images = [read_image(numbers[i][1])[..., :3] for i in some]
@@ -36,8 +36,8 @@ def swept(folder: Path, c2w: np.ndarray, K: np.ndarray, most: int = 60) -> Range
     if len(z) < 100:
         return None
     low, high = np.percentile(z, (1, 99))
-    return Range(0.8 * float(low), 1.2 * float(high), f"measured: {len(z):,} rays on which the photographs "
-                                                      f"agree")
+    why = f"measured: {len(z):,} rays on which the photographs agree"
+    return Range(MARGIN[0] * float(low), MARGIN[1] * float(high), why)
 
 
 def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> Range:

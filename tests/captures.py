@@ -105,4 +105,5 @@ def check_pixels(scene, count: int, worst: float = 3.0) -> None:
     for i, frame in enumerate(scene.frames):
         want = colours(pinhole(scene.native_K.astype(float), scene.size), scene.poses[i])
         got = iio.imread(scene.files(frame)[0])[..., :3]
-        assert np.abs(got.astype(float) - want).mean() < worst, (frame, np.abs(got.astype(float) - want).mean())
+        error = np.abs(got.astype(float) - want).mean()
+        assert error < worst, (frame, error)

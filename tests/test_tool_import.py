@@ -282,7 +282,8 @@ def test_a_room_as_nerfstudio_comes_back(room, tmp_path, capsys):
     assert "near" in screen and "measured" in screen
     near, far = scene.near_far
     depth = data.Scene(room, 48, 64, tmp_path / "cache").views(range(20)).depth
-    assert near < depth.quantile(0.02) and depth.quantile(0.98) < far < 2 * depth.max() and not scene.has_labels
+    assert near < depth.quantile(0.02) and depth.quantile(0.98) < far < 2 * depth.max()
+    assert not scene.has_labels
 
 
 def test_a_room_as_blender_comes_back_with_its_splits(room, tmp_path):
@@ -361,7 +362,7 @@ def test_near_and_far_come_from_the_points_that_nerfstudio_leaves_or_from_depth_
     run(importer, tmp_path / "c", "--out", tmp_path / "out")
     near, far = read_near_far(tmp_path / "out/c/near_far.txt")
     depth = scene.views(range(20)).depth
-    assert 0.3 < near < depth.quantile(0.05) and depth.quantile(0.95) < far < 1.5 * depth.max()
+    assert 0.3 < near < depth.quantile(0.05) and depth.quantile(0.95) < far < 1.6 * depth.max()
 
     meta = json.loads((tmp_path / "c/transforms.json").read_text())
     for i, frame in enumerate(meta["frames"]):
@@ -371,7 +372,7 @@ def test_near_and_far_come_from_the_points_that_nerfstudio_leaves_or_from_depth_
     run(importer, tmp_path / "c", "--out", tmp_path / "out2")
     got = data.Scene(tmp_path / "out2/c", 48, 64, tmp_path / "cache")
     low, high = (depth.flatten(1).quantile(q, dim=1) for q in (0.01, 0.99))
-    assert got.near_far == pytest.approx((0.9 * float(low.min()), 1.1 * float(high.max())), rel=0.01)
+    assert got.near_far == pytest.approx((0.5 * float(low.min()), 1.5 * float(high.max())), rel=0.01)
     assert torch.equal(got.views(range(20)).depth, depth)
 
 

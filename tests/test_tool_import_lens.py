@@ -55,7 +55,8 @@ def test_a_perspective_lens_is_taken_out(tmp_path, meta):
 
 
 def test_a_lens_in_a_frame_stands_for_the_files(tmp_path):
-    source = write_transforms(tmp_path / "c", intrinsics() | {"k1": 0.5}, rays=through_lens(K, radial(**LENS)))
+    rays = through_lens(K, radial(**LENS))
+    source = write_transforms(tmp_path / "c", intrinsics() | {"k1": 0.5}, rays=rays)
     meta = json.loads((source / "transforms.json").read_text())
     for frame in meta["frames"]:
         frame["distortion_params"] = list(LENS.values())
@@ -91,8 +92,8 @@ def test_a_focal_length_by_angles_holds_for_its_own_axis(tmp_path, meta):
     check_pixels(imported(source, tmp_path / "out"), 24, 0.01)
 
 
-REFUSED = {"equirectangular": True, "latlong": True, "orthographic": True, "ftheta_p0": 0.3, "K": [[1, 0, 0]],
-           "intrinsics": [1, 2], "fov": 60, "lens_shift": 0.1, "rolling_shutter": [0, 0, 1], "from_mitsuba": True,
+REFUSED = {"equirectangular": True, "latlong": True, "orthographic": True, "ftheta_p0": 0.3, "K": [[1]],
+           "intrinsics": [1, 2], "fov": 60, "lens_shift": 0.1, "rolling_shutter": [1], "from_mitsuba": True,
            "k5": 0.1, "camera_matrix": [1], "distortion": [0.1], "transform_matrix_start": [1], "skew": 0.1,
            "principal_point": [1, 2], "coordinate_system": "OpenCV", "width": 64, "fl": 30, "sensor_size": 24}
 
@@ -124,7 +125,8 @@ def test_a_camera_that_cannot_be_is_refused(tmp_path, meta, words):
 
 
 def test_harmless_keys_are_listed_in_one_line_and_empty_ones_are_not(tmp_path, capsys):
-    source = write_transforms(tmp_path / "c", aabb_scale=4, my_note="x", mood=3, equirectangular=False, ftheta_p0=0)
+    keys = dict(aabb_scale=4, my_note="x", mood=3, equirectangular=False, ftheta_p0=0)
+    source = write_transforms(tmp_path / "c", **keys)
     check_pixels(imported(source, tmp_path / "out"), 24)
     assert "keys not used: mood, my_note\n" in capsys.readouterr().out
 
@@ -133,7 +135,8 @@ def test_numbers_of_the_full_size_without_the_size_are_refused(tmp_path):
     full = {"fl_x": 220, "fl_y": 220, "cx": 128, "cy": 96}                    # and images of 64x48
     source = write_transforms(tmp_path / "c", full)
     assert "seem to belong to about 256x192" in refused(importer, source, "--out", tmp_path / "out")
-    assert imported(write_transforms(tmp_path / "d", full | {"w": 256, "h": 192}), tmp_path / "ok").native_K[0, 0] == 55
+    scene = imported(write_transforms(tmp_path / "d", full | {"w": 256, "h": 192}), tmp_path / "ok")
+    assert scene.native_K[0, 0] == 55
 
 
 def test_cameras_side_by_side_see_about_the_same():

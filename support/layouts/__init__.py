@@ -48,6 +48,10 @@ class Photo(NamedTuple):
     mask_inverted: bool = False
 
 
+# near and far, of the smallest and largest depth measured (docs/data.md)
+MARGIN = 0.5, 1.5
+
+
 class Range(NamedTuple):
     """near, far, and where they come from."""
     near: float

@@ -11,6 +11,7 @@ import numpy as np
 
 from support.files import DataError
 from support.layouts import (
+    MARGIN,
     Camera,
     Capture,
     Photo,
@@ -340,8 +341,8 @@ def read_points(folder: Path) -> tuple[str, np.ndarray] | None:
 
 
 def points_range(folder: Path, photos: list[Photo]) -> Range | None:
-    """Near and far from the sparse points: the 2nd and 98th percentile of their depths in the images, with a
-    margin of a fifth. None if there are none."""
+    """Near and far from the sparse points: the 2nd and 98th percentile of their depths in the images, with
+    MARGIN. None if there are none."""
     named = read_points(folder)
     if named is None:
         return None
@@ -357,6 +358,6 @@ def points_range(folder: Path, photos: list[Photo]) -> Range | None:
 
 
 def range_of(z: np.ndarray, why: str) -> Range | None:
-    """The 2nd and 98th percentile of depths, with a margin of a fifth. None where they are too few."""
+    """The 2nd and 98th percentile of depths, with MARGIN. None where they are too few."""
     low, high = np.percentile(z, (2, 98)) if len(z) > 100 else (0, 0)
-    return Range(0.8 * float(low), 1.2 * float(high), why) if 0 < low < high < np.inf else None
+    return Range(MARGIN[0] * float(low), MARGIN[1] * float(high), why) if 0 < low < high < np.inf else None
