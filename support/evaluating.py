@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from support.datasets import check_names, find_dataset, space
-from support.files import DataError
+from support.files import DataError, shown
 from support.films import check_video
 from support.frames import decode_all
 from support.labels import Classes, other_classes
@@ -103,9 +103,11 @@ def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tu
     names = args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
+        if not scenes:
+            raise DataError(f"{args.checkpoint}: says of no scene that it was kept for testing; give --scene")
+        # weights trained elsewhere: rooms are made anew, never where a checkpoint says
         if kind == "rooms" and not all((root / name / "color").is_dir() for name in scenes):
-            given = str(root) if root.is_dir() else None                      # weights trained elsewhere
-            root = find_dataset("rooms", given, 0, config.test_rooms, make_rooms).root
+            root = find_dataset("rooms", None, 0, config.test_rooms, make_rooms).root
     else:
         found = find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, make_rooms, names,
                              args.split)
@@ -138,7 +140,7 @@ def introduce(checkpoint: str, state: dict, kind: str, root: Path, names: list[s
     seen = []
     if Path(state["run"]["root"]) == root:
         seen = sorted({space(name) for name in state["run"]["train"]} & {space(name) for name in names})
-    print(f"{checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(names)}")
+    print(f"{checkpoint}, step {state['step']}, on {kind} in {shown(root)}: {', '.join(names)}")
     print(f"seen in training (their test views were not): {', '.join(seen)}" if seen
           else "none of these was seen in training")
     return seen

@@ -14,7 +14,9 @@ import hashlib
 import os
 import re
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -22,15 +24,21 @@ import numpy as np
 from tqdm import tqdm
 
 from support.files import (
+    MAX_PIXELS,
     DataError,
     FrameError,
+    image_size,
+    open_file,
     read_image,
     read_intrinsics,
+    read_map,
     read_near_far,
     read_pose,
     write_atomically,
 )
-from support.labels import CLASSES_CSV, Classes, classes_of, table_of
+from support.labels import CLASSES_CSV, LABELS_TSV, Classes, classes_of, table_of
+
+DECODED = 2           # a part of the cache's key: another number where the same files decode to other values
 
 
 def pack(colour: np.ndarray, labels: np.ndarray, depth: np.ndarray) -> np.ndarray:
@@ -181,21 +189,29 @@ class SceneFolder:
             raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images are "
                              f"{self.size[1]}x{self.size[0]}; export it again")
         if self.has_labels:
-            raw = read_image(label_path)
-            lh, lw = raw.shape[:2]
+            raw = read_map(label_path, (8, 16), "a label map")
+            lh, lw = raw.shape
             divides = max(lh, h) % min(lh, h) == 0 and max(lw, w) % min(lw, w) == 0
-            if raw.ndim != 2 or lh / h != lw / w or not divides:
+            if lh / h != lw / w or not divides:
                 raise FrameError(f"{label_path}: labels of {lw}x{lh} do not divide the colour image of "
                                  f"{w}x{h}; export both at one size (label-filt, one channel)")
         if depth_path.exists():
-            depth = read_image(depth_path)
-            if depth.ndim != 2:
-                raise FrameError(f"{depth_path}: not a one-channel depth map; export it again")
+            depth = read_map(depth_path, (16,), "a depth map in millimetres")
+            self.check_depth_size(depth_path, *depth.shape)
         return color[..., :3], raw, depth
+
+    def check_depth_size(self, path: Path, h: int, w: int) -> None:
+        """FrameError if the depth camera's principal point is so far from the middle of this depth map that
+        its intrinsics must be for another size."""
+        x, y = self.read_camera("depth")[:2, 2] + 0.5
+        if abs(x / w - 0.5) > 0.15 or abs(y / h - 0.5) > 0.15:
+            raise FrameError(f"{path}: {w}x{h}, but the principal point in intrinsic_depth.txt is of some "
+                             f"{2 * x:.0f}x{2 * y:.0f}; export both for one size")
 
     # ---------------------------------------------------------------------------------------------- the cache
 
-    # The key: a folder for the scene's place and the frames' size, a name for the state of a frame's files.
+    # The key: a folder for the scene's place and the frames' size; a name for the state of all the files that
+    # a decoded frame depends on.
 
     def cache_folder(self, root: Path) -> Path:
         """Where this scene's frames are kept decoded, at this size."""
@@ -205,28 +221,49 @@ class SceneFolder:
         return root / f"{self.name}_{digest(places)}_{self.height}x{self.width}"
 
     def cache_path(self, index: int) -> Path:
-        """Where frame `index` is kept decoded. The name carries size and time of its files: a changed file is
-        decoded again."""
+        """Where frame `index` is kept decoded. The name carries size and time of its files, and what the
+        files say that it shares with others: where one is changed the frame is decoded again."""
         frame = self.frames[index]
-        sources = [p for p in [*self.files(frame), self.folder.parent / CLASSES_CSV] if p.exists()]
-        stamp = "".join(f"{p.stat().st_size}.{p.stat().st_mtime_ns};" for p in sources)
-        return self.cache / f"{frame}_{digest(stamp)}.npy"
+        stamps = [f"{p.name}.{p.stat().st_size}.{p.stat().st_mtime_ns}" if p.exists() else "-"
+                  for p in self.files(frame)]
+        return self.cache / f"{frame}_{digest(';'.join([self.shared, *stamps]))}.npy"
+
+    @cached_property
+    def shared(self) -> str:
+        """A digest of the cameras and of the label set, as they were when the scene was first asked for a
+        frame."""
+        parts = [str(DECODED)]
+        for path in [*(self.folder / "intrinsic" / f"intrinsic_{kind}.txt" for kind in ("color", "depth")),
+                     *(self.folder.parent / name for name in (CLASSES_CSV, LABELS_TSV))]:
+            content = b""
+            if path.is_file():                 # whether it says something sensible is checked elsewhere
+                with open_file(path, sys.maxsize) as file:
+                    content = file.read(10_000_000)
+            parts.append(hashlib.sha1(content).hexdigest())
+        return ";".join(parts)
 
     def cached(self, index: int) -> bool:
         """Is frame `index` decoded already?"""
         return self.cache_path(index).exists()
 
+    def largest(self, frame: int) -> int:
+        """Pixels of the largest image of a frame, from the headers. FrameError if one is no image."""
+        paths = [self.own(path) for path in self.files(frame) if path.exists()]
+        return max((h * w for h, w in map(image_size, paths)), default=0)
+
     def load(self, index: int) -> np.ndarray:
         """Frame `index` (0..N-1) decoded, from the cache if it is there: (H, W, 6) uint8, see unpack()."""
         path = self.cache_path(index)
         try:
-            packed = np.load(path)
+            with open_file(path, self.height * self.width * 6 + 10_000) as file:
+                packed = np.load(file)
             if packed.shape == (self.height, self.width, 6) and packed.dtype == np.uint8:
                 return packed
         # numpy raises OSError, ValueError, EOFError, BadZipFile ... for what is not an array
         except Exception:
             pass                              # not there, or damaged: decode (again)
-        packed = pack(*self.decode(self.frames[index]))
+        with MEMORY.share(self.largest(self.frames[index])):
+            packed = pack(*self.decode(self.frames[index]))
         try:
             write_atomically(path, lambda file: np.save(file, packed))
         except OSError as error:
@@ -235,9 +272,35 @@ class SceneFolder:
         return packed
 
 
+class Memory:
+    """A bound for what is decoded at a time: so many pixels, whatever the number of threads. (A pixel takes
+    some 20 bytes until it is resized.)"""
+
+    def __init__(self, pixels: int):
+        self.total = self.left = pixels
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def share(self, pixels: int):
+        """Wait until so many pixels are free, and keep them."""
+        pixels = min(pixels, self.total)
+        with self.changed:
+            self.changed.wait_for(lambda: self.left >= pixels)
+            self.left -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += pixels
+                self.changed.notify_all()
+
+
+MEMORY = Memory(MAX_PIXELS)                    # one of the largest images allowed, or many small ones
+
+
 def digest(text: str) -> str:
     """Ten characters that stand for a text in a file's name."""
-    return hashlib.sha1(text.encode()).hexdigest()[:10]
+    return hashlib.sha1(text.encode(errors="surrogatepass")).hexdigest()[:10]
 
 
 def decode_all(scenes: list, frames: list[list[int]], quiet: bool = False) -> list[list[int]]:

@@ -6,7 +6,6 @@ Test: pytest tests/test_support_runs.py
 """
 import csv
 import errno
-import io
 import itertools
 import math
 import os
@@ -17,9 +16,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from support.checkpoints import load_state as load_state
+from support.checkpoints import not_a_checkpoint as not_a_checkpoint
+from support.checkpoints import read_state as read_state
+from support.checkpoints import resume_optimiser as resume_optimiser
+from support.checkpoints import write_state
 from support.files import DataError, write_atomically
 
 # ------------------------------------------------------------------------------------------------- the folder
@@ -98,40 +101,6 @@ def remove_empty(out: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------- the checkpoint
-
-def write_state(path: Path, state: dict) -> None:
-    """Atomically write a checkpoint to the disk, not to its cache: after a power cut, too, there is the old
-    one or the new one."""
-    content = io.BytesIO()
-    torch.save(state, content)
-
-    def write(file) -> None:
-        """All of it, down to the disk."""
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    write_atomically(path, write)
-
-
-def read_state(path: Path) -> dict:
-    """A checkpoint's dictionary, tensors on the CPU, nothing executed. DataError if it is none."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; train one with 07_train.py")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = (("step", int), ("run", dict), ("config", dict), ("model", dict))
-        if not all(isinstance(state[key], kind) for key, kind in kinds):
-            raise ValueError("unusable step, run, config or model")
-        return state
-    except Exception as error:                # a damaged zip, a foreign pickle, missing keys
-        raise not_a_checkpoint(path, error) from None
-
-
-def not_a_checkpoint(path: Path, error: Exception) -> DataError:
-    """What to tell somebody whose file is none of our checkpoints."""
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return DataError(f"{path}: not a checkpoint of this model ({reason}); train again or name another file")
-
 
 def save(out: Path, model, optimiser, run: dict, progress: "Progress", keep_every: int, rank: int,
          step: int) -> None:

@@ -28,7 +28,7 @@ def test_a_disk_that_is_full_or_read_only_is_one_line_with_the_file(tmp_path, mo
     def fails(*_, **__):
         raise OSError(code, os.strerror(code))
     with monkeypatch.context() as patch:
-        patch.setattr(files.tempfile, "mkstemp", fails)
+        patch.setattr(files.os, "open", fails)
         with pytest.raises(SystemExit) as end:
             files.run_script(lambda: files.write_atomically(kept, lambda file: file.write(b"after")))
         printed = capsys.readouterr().err

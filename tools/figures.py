@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from support.pictures import colour_labels
 from torch import Tensor
 
+from support.pictures import colour_labels
 from tools.experiments import UNIT, Bench, per_scene, per_scene_nerf, steps_of, unseen_root
 
 data = import_module("01_data")                # Scene, Views, protocol, cameras
