@@ -43,6 +43,11 @@ def shown(text) -> str:
                    for c in str(text))
 
 
+def figure_text(text) -> str:
+    """A name as matplotlib shows it: as it is, not as mathematics."""
+    return shown(text).replace("$", r"\$")
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(). Bad input, a folder that cannot be read or written, or too little memory ends it
     with one clear line and status 2."""
