@@ -79,6 +79,7 @@ class Reprojection(nn.Module):
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         mask = in_view(pixels, z, H, W)                                       # (R, S, V)
+        pixels = pixels.masked_fill(~mask[..., None], 0)  # at nan, grid_sample's gradient crashes on a CPU
         differences = direction_differences(points, query_origin, c2w[:, :3, 3])      # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
         M = (L20 + self.L21(differences)) * mask[..., None]                   # L22: (R, S, V, C)

@@ -212,7 +212,7 @@ def load_checkpoint(path: str | Path, level: type = Level) -> tuple[SRay, dict]:
     """A checkpoint -> model on the CPU, and the whole dictionary. DataError if it is none of ours."""
     state = runs.read_state(Path(path))
     try:
-        config = settings.read_settings(Config, state["config"], ABSENT, REMOVED)
+        config = starting.usable(settings.read_settings(Config, state["config"], ABSENT, REMOVED))
         classes = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
         model = SRay(config, classes, level)
         model.load_state_dict(state["model"])

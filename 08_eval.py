@@ -255,7 +255,7 @@ def main() -> None:
         names = names[:1] if args.video else names
         scenes = evaluating.open_scenes([root / name for name in names], data.Scene, c, args.cache,
                                         lambda scene: (source_views(scene, args.views), test_views(scene)))
-    seen = evaluating.introduce(args.checkpoint, state, kind, root, names)
+    trained_on = evaluating.introduce(args.checkpoint, state, kind, root, names)
     evaluating.warn(scenes, model.classes)
     part = f", every {args.preview}th row and column" if args.preview > 1 else ""
     title = f"{kind}, {c.width}x{c.height}{part}, step {state['step']}"
@@ -273,8 +273,8 @@ def main() -> None:
     metrics |= {"classes": model.classes.names, "data": kind,
                 "views": {"source": args.views, "test": 4, "images": len(metrics["images"])},
                 "preview": args.preview, "keep": args.keep, "coarse_stride": args.coarse_stride,
-                "scenes": names, "scenes_seen_in_training": seen, "steps": state["step"], "config": asdict(c),
-                "train_seconds": run["seconds"], "seconds": time.time() - start,
+                "scenes": names, "scenes_seen_in_training": trained_on, "steps": state["step"],
+                "config": asdict(c), "train_seconds": run["seconds"], "seconds": time.time() - start,
                 "train_command": run["command"], "command": evaluating.command_line(),
                 "hardware": evaluating.hardware()}
     write_json(out / "metrics.json", metrics)

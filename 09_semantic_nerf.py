@@ -174,7 +174,7 @@ def load(path: str | Path) -> SemanticNeRF:
 
 
 def train(model: SemanticNeRF, views: "data.Views", optimiser, first_step: int, steps: int) -> None:
-    """Train on all pixels of these views from first_step to steps; the learning rate falls until config.steps."""
+    """Train on all pixels of these views, from first_step to steps. lr falls over all of config.steps."""
     c, device = model.train().config, model.centre.device
     origins, directions, colours, labels = (x.to(device) for x in training_rays(views))
     bar = tqdm(range(first_step, steps), total=steps, initial=first_step, unit="step", desc="Semantic-NeRF",

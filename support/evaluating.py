@@ -109,10 +109,10 @@ def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tu
         if kind == "rooms" and not all((root / name / "color").is_dir() for name in scenes):
             root = find_dataset("rooms", None, 0, config.test_rooms, make_rooms).root
     else:
-        found = find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, make_rooms, names,
-                             args.split)
-        kind, root = found.kind, found.root
-        scenes = names or found.test or found.train                           # one space alone has no split
+        dataset = find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, make_rooms, names,
+                               args.split)
+        kind, root = dataset.kind, dataset.root
+        scenes = names or dataset.test or dataset.train                       # one space alone has no split
     check_names(scenes, "--scenes" if names else args.checkpoint)
     return kind, root, scenes
 
@@ -137,13 +137,13 @@ def open_scenes(folders: list[Path], scene_type: type, config, cache: str, proto
 
 def introduce(checkpoint: str, state: dict, kind: str, root: Path, names: list[str]) -> list[str]:
     """Say what is evaluated on what -> the spaces among these scenes that the training saw."""
-    seen = []
+    known = []
     if Path(state["run"]["root"]) == root:
-        seen = sorted({space(name) for name in state["run"]["train"]} & {space(name) for name in names})
+        known = sorted({space(name) for name in state["run"]["train"]} & {space(name) for name in names})
     print(f"{checkpoint}, step {state['step']}, on {kind} in {shown(root)}: {', '.join(names)}")
-    print(f"seen in training (their test views were not): {', '.join(seen)}" if seen
+    print(f"seen in training (their test views were not): {', '.join(known)}" if known
           else "none of these was seen in training")
-    return seen
+    return known
 
 
 def comparable(scene, classes: Classes) -> bool:

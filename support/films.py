@@ -72,9 +72,9 @@ def empty_frame(shots: list[dict], title: str, panel: int, classes: Classes, far
     from matplotlib.patches import Patch
 
     H, W = shots[0]["labels"].shape
-    seen = sorted({int(label) for shot in shots for label in shot["labels"].unique()})
+    present = sorted({int(label) for shot in shots for label in shot["labels"].unique()})
     scale, high = panel / 320, panel * H / W                                  # text grows with the panels
-    font, rows = 9 * scale, -(-len(seen) // 7)
+    font, rows = 9 * scale, -(-len(present) // 7)
     width = -(-(3 * panel + 0.22 * panel) // 16) * 16       # three panels and the depth scale
     height = -(-(high + (58 + 18 * rows) * scale) // 16) * 16
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
@@ -89,7 +89,7 @@ def empty_frame(shots: list[dict], title: str, panel: int, classes: Classes, far
     figure.colorbar(panels[2], cax=bar).set_label("m", fontsize=font)
     bar.tick_params(labelsize=0.85 * font)
     squares = [Patch(facecolor=np.array(classes.colours[label]) / 255, edgecolor="black", lw=0.5,
-                     label=classes.names[label]) for label in seen]
+                     label=classes.names[label]) for label in present]
     figure.legend(handles=squares, loc="lower center", ncols=7, fontsize=font, frameon=False,
                   columnspacing=1.2, handlelength=1.2, borderaxespad=0.1)
     figure.suptitle(title, fontsize=1.1 * font, y=1 - 8 * scale / height)
@@ -112,8 +112,8 @@ def gif(pictures: list[np.ndarray], rate: float, classes: Classes = SCANNET) -> 
     out of sight would go to others."""
     h, colours = pictures[0].shape[0], np.array(classes.colours, np.uint8)
     stripes = colours[np.arange(h) * len(colours) // h][:, None].repeat(h, axis=1)        # (h, h, 3)
-    some = np.concatenate([stripes, *pictures[::max(1, len(pictures) // 8)]], axis=1)
-    palette = Image.fromarray(some).quantize(256)
+    sample = np.concatenate([stripes, *pictures[::max(1, len(pictures) // 8)]], axis=1)
+    palette = Image.fromarray(sample).quantize(256)
     frames = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE)
               for picture in pictures]
     written = io.BytesIO()

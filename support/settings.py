@@ -28,7 +28,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     for f in fields(settings):
         kind = boolean if f.type is bool else f.type
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(),
-                           help=f"{f.metadata['help']} [{f.default}]")
+                           help=f"{f.metadata['help']} [{f.default}]".replace("%", "%%"))
 
 
 def given(args: argparse.Namespace, settings: type) -> dict:

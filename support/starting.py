@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from support.datasets import check_names, find_dataset
-from support.files import DataError
+from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, find_dataset
+from support.files import MAX_PIXELS, DataError
 from support.frames import decode_all
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
@@ -67,6 +67,8 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
         least = int(name == "save_every")
         if getattr(args, name) < least:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.varied_rooms > TEST_ROOM - VARIED_ROOM:  # the next seeds are test rooms
+        raise DataError(f"--varied-rooms {args.varied_rooms}: must be at most {TEST_ROOM - VARIED_ROOM}")
     return args
 
 
@@ -98,16 +100,23 @@ def starting_point(args, config: type, presets: dict, replica: dict, load_checkp
                                                                                           "replica") else {})}
         reason = "CUDA and real data" if name == "paper" else "no real data" if cuda else "no CUDA"
         why = f"preset {name}: " + ("you asked for it" if args.preset else reason)
-    c = config(**{**base, **given(args, config)})
-    check(c)
-    if not 0 < c.near < c.far:
-        raise DataError(f"--near {c.near} --far {c.far}: needs 0 < near < far")
-    if not 0 < c.tau <= 1:
-        raise DataError(f"--tau {c.tau}: eq. 3 needs 0 < tau <= 1")
+    c = usable(config(**{**base, **given(args, config)}))
     print(f"{why}; {c.width}x{c.height}, {c.views} source views, {c.rays} rays, {c.coarse}+{c.fine} samples, "
           f"{c.steps} steps, {pick_device(args.device)}", flush=True)
     check_start(args, state, max(1, c.rays // c.targets) * c.targets)
     return c, state, name
+
+
+def usable(config):
+    """The settings themselves. DataError for a value, or values together, that no run could use."""
+    check(config)
+    if config.height * config.width > MAX_PIXELS:
+        raise DataError(f"--height {config.height} --width {config.width}: more than {MAX_PIXELS:,} pixels")
+    if not 0 < config.near < config.far:
+        raise DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
+    if not 0 < config.tau <= 1:
+        raise DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
+    return config
 
 
 def check_start(args, state: dict | None, rays: int) -> None:

@@ -64,8 +64,10 @@ def test_the_paper_sizes_stay_within_the_operations_promised():
 
 
 def test_the_fast_path_computes_valid_tokens_alone():
-    plain, fast = (workloads.measure_step(SMALL, how) for how in ("false", "true"))
-    assert fast["gflop"] < 0.95 * plain["gflop"] and fast["gflop_both"] < 0.95 * plain["gflop_both"]
+    sizes = changed(rays=64, samples=16, views=8)
+    plain, fast = (workloads.measure_step(sizes, how) for how in ("false", "true"))
+    for key in ("gflop", "gflop_both"):                                       # most are the encoder's here
+        assert fast[key] < 0.9 * plain[key]
 
 
 def test_an_image_that_skips_takes_fewer_operations():

@@ -116,6 +116,17 @@ def test_each_table_has_the_papers_rows_and_as_many_cells_as_columns(tmp_path, m
     assert len(trainings) == 1 + 4 + 4 + 4 + 1 + 3      # the base and Table 2's rows are shared
 
 
+def test_what_an_attention_costs_is_measured_once(tmp_path, monkeypatch):
+    def measured(args, name, **values):
+        return tables.benchmark.MEASURES[name](args, **values)
+    monkeypatch.setattr(tables.benchmark, "fresh", measured)
+    cost = tables.tensor_cost(Recorder(tmp_path), "cross", "fused")
+    R, S, V, C = 16, 8, 4, 32
+    assert cost["gflop"] == pytest.approx((8 * C * C + 4 * V * C) * R * S * V / 1e9)
+    monkeypatch.setattr(tables.benchmark, "fresh", None)
+    assert tables.tensor_cost(Recorder(tmp_path), "cross", "fused") == cost
+
+
 def test_rows_differ_in_what_the_row_says_and_in_nothing_else(tmp_path):
     bench = Recorder(tmp_path)
     tables.table_4(bench)
@@ -214,6 +225,26 @@ def test_what_a_table_cannot_do_is_said_in_one_line(tmp_path):
         command = [sys.executable, "-m", "tools.tables", *flags]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_segmenters_settings_train_the_encoder_and_its_head_and_nothing_else(box_folder, tmp_path):
+    scene = data.Scene(box_folder, 48, 64, tmp_path)
+    torch.manual_seed(0)
+    model = training.SRay(training.Config(**{**experiments.SEGMENTER, "targets": 1}, height=48, width=64,
+                                          extra_views=3)).train()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(40):
+        batches = training.draw_batches([scene], [[3, 7, 11]], model.config, step)
+        training.training_step(model, batches, step)
+        optimiser.step()
+    views = scene.views([3, 7, 11])
+    with torch.no_grad():
+        labels = beyond.segment(model.eval(), views.images).argmax(1)
+    assert (labels == views.labels)[views.labels >= 0].float().mean() > 0.8
+    same = {name.split(".")[0] for name, x in model.state_dict().items() if torch.equal(x, before[name])}
+    assert same == {"coarse", "fine"}
 
 
 # --------------------------------------------------------------------------------------------------- captures

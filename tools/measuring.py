@@ -106,7 +106,7 @@ def rates(threads: int, device: str = "cpu") -> dict:
     source, target = torch.ones(floats, device=device), torch.ones(floats, device=device)
     work(), target.copy_(source)
     # processor time is counted in steps of milliseconds: the mean of five products
-    seconds, user = clock(lambda: [work() for _ in range(5)], 10, device)
+    seconds, user = clock(lambda: [work() for _ in range(5)], 5, device)
     copying, _ = clock(lambda: target.copy_(source), 5, device)
     torch.set_num_threads(before)
     found = {"matrix_gflops": 5 * 2 * n ** 3 / seconds / 1e9, "copy_gbs": 2 * size(source) / copying / 1e9}

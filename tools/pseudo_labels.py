@@ -77,11 +77,11 @@ def main() -> None:
     scenes = evaluating.open_scenes(folders, data.Scene, model.config, args.cache, lambda scene: (
         evaluation.source_views(scene), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names)
-    found = write_pseudo_labels(model.to(machine.pick_device(args.device)), scenes, Path(args.out))
-    write_json(Path(args.out) / "metrics.json", found)
+    metrics = write_pseudo_labels(model.to(machine.pick_device(args.device)), scenes, Path(args.out))
+    write_json(Path(args.out) / "metrics.json", metrics)
     truth = "no labels to compare with"
-    if found["miou"] is not None:
-        truth = f"mIoU {found['miou']:.2f}, total accuracy {found['total_acc']:.2f}"
+    if metrics["miou"] is not None:
+        truth = f"mIoU {metrics['miou']:.2f}, total accuracy {metrics['total_acc']:.2f}"
     print(f"pseudo labels in {args.out}; on these views: {truth}")
 
 

@@ -78,7 +78,7 @@ def tensor_cost(bench: Bench, mode: str, kind: str) -> dict:
     path = bench.runs / f"cost_{mode}_{kind}_{R}x{S}x{V}.json"
     if not path.exists():
         flags = Namespace(device="cpu", rays=R, samples=S, views=V, height=48, width=64, repeats=1)
-        found = benchmark.measure_attention(flags, mode, kind, R)
+        found = benchmark.attention_cost(flags, mode, kind, R)
         write_json(path, found)
     return json.loads(path.read_text())
 

@@ -31,7 +31,7 @@ def both(work: Callable, *inputs) -> Callable:
 
 def fused(args, length: int) -> Pair:
     """04's two attentions, on a quarter of a level's tokens."""
-    count = args.rays // 4 * args.samples * args.views // length
+    count = max(1, args.rays // 4 * args.samples * args.views // length)
     q, k, v = (torch.randn(count, 4, length, 8, requires_grad=True) for _ in range(3))
     keys = torch.rand(count, length) < 0.7
     return both(cra.attention, q, k, v, keys), both(cra.fused_attention, q, k, v, keys)
@@ -39,7 +39,7 @@ def fused(args, length: int) -> Pair:
 
 def packed_sequences(args, length: int) -> Pair:
     """The better of those and fast/attention.py, projections and norm included, no padding in either."""
-    module, count = cra.MultiHeadAttention(32), args.rays // 4 * args.samples * args.views // length
+    module, count = cra.MultiHeadAttention(32), max(1, args.rays // 4 * args.samples * args.views // length)
     module.attend = cra.attention if length < 32 else cra.fused_attention
     x, keys = torch.randn(count, length, 32, requires_grad=True), torch.ones(count, length, dtype=torch.bool)
     y, lengths = x.detach().flatten(0, 1).requires_grad_(), torch.full((count,), length)

@@ -190,15 +190,14 @@ def measure_image(args, how: str = "true", **changes) -> dict:
     every fourth row and column."""
     job = Job(args, WEIGHTS)
     model = fast.renderer(job.model, options(args, how, **changes))
-    with torch.no_grad():
-        sources, camera = model.encode(job.views), (*job.camera, args.height, args.width)
-        if args.device == "cuda":
-            model.render_image(sources, *camera)                              # the first image warms up
-        repeats = 3 if args.device == "cuda" else 1
-        seconds, user = clock(lambda: model.render_image(sources, *camera), repeats, args.device)
-        peak = whole_peak(args.device)
-        model = fast.renderer(model, options(args, how, workers=1, **changes))  # the counter sees one thread
-        gflop = count_flops(lambda: model.render_image(sources, *camera, stride=4))
+    sources, camera = job.encoded(), (*job.camera, args.height, args.width)
+    if args.device == "cuda":
+        model.render_image(sources, *camera)                                  # the first image warms up
+    repeats = 3 if args.device == "cuda" else 1
+    seconds, user = clock(lambda: model.render_image(sources, *camera), repeats, args.device)
+    peak = whole_peak(args.device)
+    model = fast.renderer(model, options(args, how, workers=1, **changes))    # the counter sees one thread
+    gflop = count_flops(lambda: model.render_image(sources, *camera, stride=4))
     rays = math.ceil(args.height / 4) * math.ceil(args.width / 4)
     return {"gflop": gflop * args.height * args.width / rays, "seconds": seconds, "user": user, "peak": peak}
 
