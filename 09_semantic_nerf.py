@@ -44,13 +44,13 @@ class Config:
     """Every setting. Defaults: NeRF's and Semantic-NeRF's."""
     height: int = setting(240, "image height", least=1)
     width: int = setting(320, "image width", least=1)
-    layers: int = setting(8, "hidden layers; the input enters again after the middle one", least=1)
-    hidden: int = setting(256, "their width", least=1)
-    frequencies: int = setting(10, "octaves of the positional encoding of x")
-    direction_frequencies: int = setting(4, "and of the direction")
-    rays: int = setting(1024, "R, rays a step, from all training views", least=1)
-    coarse: int = setting(64, "coarse samples a ray", least=1)
-    fine: int = setting(128, "fine samples a ray; the fine network sees them and the coarse ones", least=1)
+    layers: int = setting(8, "hidden layers; the input enters again after the middle one", least=1, most=64)
+    hidden: int = setting(256, "their width", least=1, most=8192)
+    frequencies: int = setting(10, "octaves of the positional encoding of x", least=0, most=64)
+    direction_frequencies: int = setting(4, "and of the direction", least=0, most=64)
+    rays: int = setting(1024, "R, rays a step, from all training views", least=1, most=10 ** 6)
+    coarse: int = setting(64, "coarse samples a ray", least=1, most=4096)
+    fine: int = setting(128, "fine samples a ray; the fine network sees both", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
     lambda1: float = setting(0.04, "weight of the semantic loss (0: a NeRF)")
@@ -164,12 +164,12 @@ def new_model(views: "data.Views", config: Config) -> SemanticNeRF:
 
 def load(path: str | Path) -> SemanticNeRF:
     """A model from the checkpoint of a run. DataError if it is none."""
-    state = runs.load_state(Path(path))
+    state = runs.load_state(Path(path), "Semantic-NeRF")
     try:
         model = SemanticNeRF(settings.read_settings(Config, state["config"], {}, {}), torch.zeros(3), 1.0)
         model.load_state_dict(state["model"])                                 # centre and scale, too
     except Exception as error:                # of another model
-        raise runs.not_a_checkpoint(path, error) from None
+        raise runs.not_a_checkpoint(path, error, "Semantic-NeRF") from None
     return model
 
 

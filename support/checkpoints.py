@@ -23,6 +23,7 @@ from support.settings import LARGEST
 
 LIMIT = 2 ** 31                                # bytes of a checkpoint; ours have some 30 million
 KINDS = "rooms", "scannet", "replica", "path"  # of data, as support/datasets.py names them
+MODEL = "checkpoint of this model"
 NAME = 4096                                    # characters of a name or a path, at most
 
 
@@ -44,17 +45,19 @@ def write_state(path: Path, state: dict) -> None:
     write_atomically(path, write)
 
 
-def load_state(path: Path) -> dict:
-    """The dictionary in a checkpoint of any model, tensors on the CPU, nothing executed. It has "model", all
-    finite, "config" and "step". DataError if it is none."""
-    with open_file(path, LIMIT, "train one with 07_train.py, or name another") as file:
+def load_state(path: Path, what: str = MODEL) -> dict:
+    """The dictionary in a checkpoint of any model (`what`), tensors on the CPU, nothing executed. It has
+    "model", all finite, "config" and "step". DataError if it is none."""
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: no such checkpoint; train one with 07_train.py")
+    with open_file(path, LIMIT) as file:
         try:
             check_unpacked_size(file)
             state = torch.load(file, map_location="cpu", weights_only=True)
             check_parts(state)
             return state
         except Exception as error:             # a damaged zip, a foreign pickle, missing keys
-            raise not_a_checkpoint(path, error) from None
+            raise not_a_checkpoint(path, error, what) from None
 
 
 def read_state(path: Path) -> dict:
@@ -71,10 +74,10 @@ def read_state(path: Path) -> dict:
     return state
 
 
-def not_a_checkpoint(path: Path, error: Exception) -> DataError:
+def not_a_checkpoint(path: Path, error: Exception, what: str = MODEL) -> DataError:
     """What to tell somebody whose file is none of our checkpoints."""
     words = f"it has no {error}" if isinstance(error, KeyError) else reason(error)
-    return DataError(f"{path}: not a checkpoint of this model ({words}); train again or name another file")
+    return DataError(f"{path}: not a {what} ({words}); train again or name another file")
 
 
 # ------------------------------------------------------------------------------------------------- its fields

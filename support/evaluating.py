@@ -4,6 +4,7 @@ Test: pytest tests/test_08_eval.py
 """
 import argparse
 import platform
+import shlex
 import sys
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def warn(scenes: list, classes: Classes) -> None:
 
 def command_line() -> str:
     """What the user typed."""
-    return " ".join(["python", *sys.argv])
+    return f"python {shlex.join(sys.argv)}"
 
 
 def hardware() -> str:

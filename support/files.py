@@ -172,7 +172,7 @@ def decoded(file) -> np.ndarray:
     the three of a screen."""
     image = file.read(index=0)
     if file.metadata(index=0)["mode"] == "CMYK":
-        image = np.asarray(Image.fromarray(image, "CMYK").convert("RGB"))
+        image = np.array(Image.fromarray(image, "CMYK").convert("RGB"))
     return image
 
 

@@ -7,10 +7,12 @@ from dataclasses import field, fields
 
 from support.files import DataError
 
-LARGEST = 10 ** 12                             # of any number; 1e12 * 1e6 still seeds a generator
+LARGEST = 10 ** 12        # of any whole number: this times a million still seeds a generator
+LARGEST_FLOAT = 1e38      # of any other: what float32 holds
 
 
-def setting(default, help: str, least: float | None = None, choices: tuple = (), most: float = LARGEST):
+def setting(default, help: str, least: float | None = None, choices: tuple = (),
+            most: float | None = None):
     """A dataclass field: the text of its flag; its least and largest value, or the values it may have."""
     return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
 
@@ -43,8 +45,9 @@ def check(config) -> None:
         least, choices = f.metadata["least"], f.metadata["choices"]
         if least is not None and not value >= least:                          # not NaN either
             raise DataError(f"{flag}: must be at least {least:g}")
-        if isinstance(value, (int, float)) and not abs(value) <= f.metadata["most"]:
-            raise DataError(f"{flag}: must be at most {f.metadata['most']:g}")
+        most = f.metadata["most"] or (LARGEST if f.type is int else LARGEST_FLOAT)
+        if isinstance(value, (int, float)) and not abs(value) <= most:
+            raise DataError(f"{flag}: must be at most {most:g}")
         if choices and value not in choices:
             raise DataError(f"{flag}: one of {', '.join(choices)}")
 

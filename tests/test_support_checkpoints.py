@@ -52,8 +52,8 @@ def test_a_run_that_says_nothing_is_as_one_that_knows_no_scene(tmp_path, state):
     ("data", "film"), ("data", ["rooms"]), ("root", 5), ("root", ""), ("root", "a\0b"), ("root", "x" * 5000),
     ("train",
      "abc"), ("train", [1]), ("train", {"a": 1}), ("test", None), ("test", [["a"]]), ("seconds", "1"),
-    ("seconds", float("inf")), ("seconds", float("nan")), ("seconds", True), ("command", None), ("finetuned", 1),
-    ("labels", 3), ("validation", -1), ("validation", 1.0), ("mean", [1]), ("mean", {"loss": float("nan")})])
+    ("seconds", float("inf")), ("seconds", float("nan")), ("seconds", True), ("command", None),
+    ("finetuned", 1), ("labels", 3), ("validation", -1), ("validation", 1.0), ("mean", [1]), ("mean", {"loss": float("nan")})])
 def test_what_a_run_says_is_checked_and_named(tmp_path, state, name, value):
     refused(tmp_path / "a.pt", {**state, "run": {**RUN, name: value}}, f"unusable '{name}' in its run")
 
@@ -70,7 +70,8 @@ def test_a_label_set_is_checked(tmp_path, state, value):
 
 
 @pytest.mark.parametrize("change", [{"step": "3"}, {"step": -1}, {"step": True}, {"step": 10 ** 30},
-                                    {"run": []}, {"config": None}, {"model": 1}, {"model": {"w": [1.0]}}, {"optimiser": 5},
+                                    {"run": []}, {"config": None}, {"model": 1}, {"model": {"w": [1.0]}},
+                                    {"optimiser": 5},
                                     {"model": {5: torch.ones(1)}},
                                     {"optimiser": {"state": {0: {"step": 1}}}}])
 def test_a_part_of_another_kind_is_refused(tmp_path, state, change):
@@ -122,7 +123,8 @@ def test_adam_goes_on_with_a_checkpoints_moments_and_its_own_settings():
     group, saved = optimiser.param_groups[0], optimiser.state_dict()["state"]
     own = {name: group[name] for name in ("lr", "weight_decay", "maximize", "betas")}
     assert own == {"lr": 0.5, "weight_decay": 0, "maximize": False, "betas": (0.9, 0.999)}
-    assert torch.equal(saved[0]["exp_avg"], state["optimiser"]["state"][0]["exp_avg"]) and saved[0]["step"] == 1
+    given = state["optimiser"]["state"][0]
+    assert torch.equal(saved[0]["exp_avg"], given["exp_avg"]) and saved[0]["step"] == 1
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (2, 2)])

@@ -257,7 +257,7 @@ def test_a_label_table_that_is_there_stays(tmp_path):
     table.write_bytes(mine)
     export.write_missing(tmp_path, [1], **job)
     assert table.read_bytes() == mine and (tmp_path / "room0001_00").is_dir()
-    other = mine.replace(b"\t4\tbed", b"\t5\tbed")                         # a bed is a chair here
+    other = mine.replace(b"\t4\t\tbed", b"\t5\t\tbed")                     # a bed is a chair here
     assert other != mine
     for name, content in ((LABELS_TSV, other), (CLASSES_CSV, b"id,name,colour\n1,a,#000000\n")):
         (tmp_path / name).write_bytes(content)
