@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support.files import DataError, run_script
-from support.frames import SceneFolder, unpack
+from support.frames import MASKED, SceneFolder, unpack
 from support.labels import IGNORE, SCANNET
 from support.labels import Classes as Classes  # for users of this file
 
@@ -113,7 +113,8 @@ class Views:
 
     images (N, 3, H, W) in [0, 1]; K (N, 3, 3); c2w (N, 4, 4); labels (N, H, W) int64, IGNORE where there is
     none; depth (N, H, W) metres along z, 0 where unknown (for evaluation and pictures, never an input);
-    near_far (N, 2) where the scene has a near_far.txt, else None: the model's own range holds.
+    near_far (N, 2) where the scene has a near_far.txt, else None: the model's own range holds. mask (N, H, W)
+    where the scene has masks, else None: false where a pixel is no truth and no source.
     """
     images: Tensor
     K: Tensor
@@ -121,6 +122,7 @@ class Views:
     labels: Tensor
     depth: Tensor
     near_far: Tensor | None = None
+    mask: Tensor | None = None
 
     def __getitem__(self, index) -> "Views":
         return Views(*(None if x is None else x[index] for x in vars(self).values()))
@@ -131,7 +133,7 @@ class Views:
 
 
 class Scene(SceneFolder):
-    """Scene(folder, height, width, cache="cache", every=1, labels=None): one scene, its frames at H x W.
+    """Scene(folder, height, width, cache="cache", every=1, labels=None, crop=0): one scene's frames at HxW.
 
     SceneFolder finds, checks and caches the files. From it come frames (N file numbers), poses, native_K and
     size of the colour images, label_table, near_far; read(frame), a frame's files as they are on disk; and
@@ -153,7 +155,7 @@ class Scene(SceneFolder):
         colour, raw, depth = self.read(frame)
         labels = np.full((self.height, self.width), IGNORE, np.int8) if raw is None else self.classify(raw)
         depth = np.zeros((self.height, self.width), np.uint16) if depth is None else self.align(depth)
-        return resize_image(colour, self.height, self.width), labels, depth
+        return resize_image(colour, self.height, self.width), *self.hide(frame, labels, depth)
 
     def classify(self, raw: np.ndarray) -> np.ndarray:
         """Raw label ids (h, w) -> classes (H, W) int8. Ids are not averaged: each pixel takes the nearest."""
@@ -185,20 +187,24 @@ class Scene(SceneFolder):
         near_far = torch.tensor(self.near_far).expand(len(indices), 2) if self.near_far else None
         return Views(images=colour.permute(0, 3, 1, 2).float() / 255,
                      K=self.K.expand(len(indices), 3, 3), c2w=self.c2w[indices],
-                     labels=labels.long(), depth=depth.float() / 1000, near_far=near_far)
+                     labels=labels.long().clamp(min=IGNORE), depth=depth.float() / 1000, near_far=near_far,
+                     mask=labels != MASKED if self.has_masks else None)
 
 
 # ----------------------------------------------------------------------------------- which views look at what
 
-def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float = 1.0) -> list[int]:
-    """The `count` cameras of c2w (N, 4, 4) nearest to the pose target (4, 4), nearest first.
+def nearest_views(target: Tensor, c2w: Tensor, count: int, angle_weight: float = 1.0,
+                  among: list[int] | None = None) -> list[int]:
+    """The `count` cameras of c2w (N, 4, 4), or of some `among` them, nearest to the pose target (4, 4).
 
-    Distance in metres plus angle_weight metres per radian between the viewing directions: a camera at the
-    same place that looks the other way is no help (docs/choices.md).
+    Nearest first. Distance in metres plus angle_weight metres per radian between the viewing directions: a
+    camera at the same place that looks the other way is no help (docs/choices.md).
     """
     distance = (c2w[:, :3, 3] - target[:3, 3]).norm(dim=-1)                             # (N,)
     angle = torch.arccos((c2w[:, :3, 2] @ target[:3, 2]).clamp(-1, 1))                  # (N,)
-    return torch.argsort(distance + angle_weight * angle, stable=True)[:count].tolist()
+    order = torch.argsort(distance + angle_weight * angle, stable=True).tolist()
+    allowed = range(len(c2w)) if among is None else set(among)
+    return [i for i in order if i in allowed][:count]
 
 
 def unit(scene: Scene) -> float:
@@ -218,11 +224,9 @@ def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: in
                         "are asked for; leave this scene out or lower --views")
     target = frames[int(torch.randint(len(frames), (), generator=generator))]
     others = [i for i in frames if i != target]
-    near = nearest_views(scene.c2w[target], scene.c2w[others], max(pool, views), angle_weight * unit(scene))
+    near = nearest_views(scene.c2w[target], scene.c2w, max(pool, views), angle_weight * unit(scene), others)
     chosen = torch.randperm(len(near), generator=generator)[:views].tolist()
-    sources = [others[near[i]] for i in chosen]
-    assert target not in sources
-    return target, sources
+    return target, [near[i] for i in chosen]
 
 
 def protocol(scene: Scene) -> tuple[list[int], list[int], list[int]]:
@@ -230,14 +234,16 @@ def protocol(scene: Scene) -> tuple[list[int], list[int], list[int]]:
 
     Nearby: the middle frame and the 19 nearest to it, in time order. The 4 test views are every fifth of the
     20. The other 16 alternate between source and fine-tuning, so that every test view lies between source
-    views. DataError where there are fewer than 20.
+    views. Where the scene has a split, nearby counts from its middle test frame, the 4 are test frames and
+    the 16 training frames. DataError where there are fewer than 20.
     """
-    if len(scene) < 20:
-        raise DataError(f"{scene.folder}: {len(scene)} usable frames, but the protocol takes 20 (8 source, 8 "
+    train, test = scene.parts()
+    if len(train) < (16 if test else 20):
+        raise DataError(f"{scene.folder}: {len(train)} usable frames, but the protocol takes 20 (8 source, 8 "
                         "fine-tuning, 4 test); leave this scene out")
-    middle = scene.c2w[len(scene) // 2]
-    twenty = sorted(nearest_views(middle, scene.c2w, 20, unit(scene)))
-    test = twenty[2::5]
+    middle = scene.c2w[test[len(test) // 2] if test else train[len(train) // 2]]
+    twenty = sorted(nearest_views(middle, scene.c2w, 16 if test else 20, unit(scene), train))
+    test = sorted(nearest_views(middle, scene.c2w, 4, unit(scene), test)) or twenty[2::5]
     rest = [i for i in twenty if i not in test]
     return rest[0::2], rest[1::2], test
 
@@ -247,9 +253,8 @@ def example_views(height: int = 240, width: int = 320, views: int = 8, seed: int
 
     For pictures and notebooks. The room is written to data/example once and read back like any other scene.
     """
-    root = Path("data/example")
-    name, = rooms.make_rooms(root, [seed], frames=24, width=320, height=240, workers=1)
-    scene = Scene(root / name, height, width)
+    name, = rooms.make_rooms(Path("data/example"), [seed], frames=24, width=320, height=240, workers=1)
+    scene = Scene(Path("data/example") / name, height, width)
     target, *sources = nearest_views(scene.c2w[len(scene) // 2], scene.c2w, views + 1)
     return scene.views([*sources, target])
 
@@ -261,22 +266,17 @@ def main() -> None:
 
     views = example_views()
     target, sources = views[8], views[:8]
-    print("what the reader returns: eight source views and, last, a target")
-    for name, x in vars(views).items():
-        if x is not None:
-            print(f"  {name:8} {str(tuple(x.shape)):20} {str(x.dtype).removeprefix('torch.')}")
-
+    for name in ("images", "K", "c2w", "labels", "depth"):
+        print(f"{name:8} {str(tuple(getattr(views, name).shape)):20} {getattr(views, name).dtype}")
     pixels = pixel_grid(240, 320)                                                       # (H*W, 2)
     points = unproject(pixels, target.depth.view(-1), target.K, target.c2w)             # (H*W, 3)
-    uv, z = project(points, sources.K, sources.c2w)  # (H*W, V, 2), (H*W, V)
+    uv, z = project(points, sources.K, sources.c2w)                           # (H*W, V, 2), (H*W, V)
     inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] <= 319) & (uv[..., 1] <= 239)    # (H*W, V)
     u, v = uv[..., 0].round().long().clamp(0, 319), uv[..., 1].round().long().clamp(0, 239)
     surface = sources.depth[torch.arange(8), v, u]  # (H*W, V) what is seen there
     visible = inside & ((surface - z).abs() < 0.05)
     print(f"One fact: {inside.float().sum(1).mean():.1f} source views on average have a target pixel's point "
-          f"inside their image, but {visible.float().sum(1).mean():.1f} see it. "
-          "The difference is occlusion, which nobody tells the model.")
-
+          f"inside their image, but {visible.float().sum(1).mean():.1f} see it. The rest is occlusion.")
     figure, axes = plt.subplots(2, 5, figsize=(15, 5), constrained_layout=True)
     pick = int(torch.argmax(visible.sum(1)))                                     # a pixel that many views see
     for axis, index in zip(axes.flat, [8, *range(8)]):
@@ -287,8 +287,8 @@ def main() -> None:
         if index == 8 or inside[pick, index]:
             axis.plot(float(x), float(y), "o", mfc="none", mec="#d55e00", ms=14, mew=3)
         axis.set_axis_off()
-    picture = axes[1, 4].imshow(visible.sum(1).view(240, 320), cmap="viridis", vmin=0, vmax=8)
-    figure.colorbar(picture, ax=axes[1, 4], label="source views that see it")
+    seen = axes[1, 4].imshow(visible.sum(1).view(240, 320), vmin=0, vmax=8)
+    figure.colorbar(seen, ax=axes[1, 4], label="source views that see it")
     axes[1, 4].set_axis_off()
     figure.suptitle("One target pixel, unprojected with its true depth and projected into eight source views")
     Path("outputs").mkdir(exist_ok=True)

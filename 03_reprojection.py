@@ -56,6 +56,11 @@ def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
     return (z > 1e-3) & (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
 
 
+def unmasked(masks: Tensor, pixels: Tensor) -> Tensor:
+    """masks (V, H, W) bool at pixels (R, S, V, 2) -> (R, S, V) bool: no part in a false pixel."""
+    return lookup(masks[:, None].float(), pixels, 1)[..., 0] > 0.999
+
+
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
     """Table 8's Input 2. points (R, S, 3), camera centres: query_origin (3,), source_origins (V, 3) ->
     (R, S, V, 4): unit direction from source to point minus that from query to point; their dot product."""
@@ -73,13 +78,16 @@ class Reprojection(nn.Module):
         self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, encoder.CHANNELS), nn.ELU())
 
     def forward(self, points: Tensor, query_origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
-                c2w: Tensor, colour: bool = True) -> Context:
+                c2w: Tensor, colour: bool = True, masks: Tensor | None = None) -> Context:
         """points (R, S, 3), query camera centre (3,), source features (V, C, h, w), images (V, 3, H, W), K
-        (V, 3, 3), c2w (V, 4, 4) -> Context; colour=False leaves its colours out."""
+        (V, 3, 3), c2w (V, 4, 4) -> Context; colour=False leaves its colours out. Where there are masks
+        (V, H, W), a token with a part in a false pixel is invalid, as if it were outside the image."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         mask = in_view(pixels, z, H, W)                                       # (R, S, V)
         pixels = pixels.masked_fill(~mask[..., None], 0)  # at nan, grid_sample's gradient crashes on a CPU
+        if masks is not None:
+            mask = mask & unmasked(masks, pixels)                             # (R, S, V)
         differences = direction_differences(points, query_origin, c2w[:, :3, 3])      # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
         M = (L20 + self.L21(differences)) * mask[..., None]                   # L22: (R, S, V, C)

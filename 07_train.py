@@ -106,6 +106,7 @@ class Sources(NamedTuple):
     K: Tensor                         # (V, 3, 3)
     c2w: Tensor                       # (V, 4, 4)
     near_far: Tensor | None = None    # (V, 2)
+    mask: Tensor | None = None        # (V, H, W) bool: false where a pixel is no source
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
@@ -130,7 +131,7 @@ class Level(nn.Module):
         """Rays, origin (3,), directions (R, 3), at depths z (R, S) -> what semantics() reads, density sigma
         (R, S) in 1/m, colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour)
+        M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour, sources.mask)
         index = None
         if self.config.position == "depth":
             near, far = depth_range(self.config, sources)
@@ -160,7 +161,7 @@ class SRay(nn.Module):
     def encode(self, views: "data.Views", features: Tensor | None = None) -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: once per source set."""
         features = self.encoder(views.images) if features is None else features           # (V, C, h, w)
-        return Sources(features, views.images, views.K, views.c2w, views.near_far)
+        return Sources(features, views.images, views.K, views.c2w, views.near_far, views.mask)
 
     def render_level(self, level: nn.Module, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
                      density_only: bool = False) -> dict[str, Tensor]:
@@ -273,6 +274,7 @@ def draw_batch(scene, frames: list, extra: list, config: Config, generator: torc
     groups += [other.views([theirs[pick]]) for (other, theirs), pick in zip(extra, picks)]
     groups = [replace(g, images=augment.relight(g.images, c.colour_jitter, generator)) for g in groups]
     truth = groups[0][-1]  # the target's photograph and labels
+    flat = augment.unmasked(flat, truth.mask)                                 # (R,) where there is truth
     u, v = flat % c.width, flat // c.width                                    # (R,), (R,)
     return Batch(sources=groups[0][:-1], K=truth.K, c2w=truth.c2w, pixels=torch.stack([u, v], -1).float(),
                  colours=truth.images.flatten(1)[:, flat].T, labels=truth.labels.flatten()[flat],

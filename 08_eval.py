@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts 
 
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def depth_abs_rel(depth: Tensor, truth: Tensor) -> float | None:
 def render_views(model, scene, indices: list[int], views: int = 8, chunk: int = 0, stride: int = 1,
                  lpips=None):
     """Yield for each of these test views its rendering from the `views` source views, the truth and the
-    figures. stride n: every n-th row and column alone, and no SSIM, whose windows are of neighbours."""
+    figures, without masked pixels. stride n: every n-th row and column alone, and no SSIM (of windows)."""
     classes, config, source_ids = model.classes, model.config, source_views(scene, views)
     L, device = len(classes.names), next(model.parameters()).device
     assert not set(source_ids) & set(indices), "a test view among the sources"
@@ -148,18 +148,18 @@ def render_views(model, scene, indices: list[int], views: int = 8, chunk: int = 
         colour, logits, depth = (got[key].cpu() for key in ("colour", "logits", "depth"))
         seconds = time.perf_counter() - start
         near = sources[data.nearest_views(truth.c2w, sources.c2w, 1, data.unit(scene))[0]]
-        near, truth = (replace(view, images=view.images[:, ::stride, ::stride].permute(1, 2, 0),
-                               labels=view.labels[::stride, ::stride], depth=view.depth[::stride, ::stride])
-                       for view in (near, truth))                             # images now (H, W, 3)
+        near, truth = (evaluating.thinned(view, stride) for view in (near, truth))    # images (H, W, 3)
+        shown, whole = truth.mask, bool(truth.mask.all())                     # (H, W) false: no truth
         labels = logits.argmax(-1)                                            # (H, W)
         n, copied = (confusion_matrix(answer.flatten(), truth.labels.flatten(), L)
                      for answer in (labels, near.labels))
         yield {"scene": scene.name, "frame": scene.frames[index],
-               "miou": label_metrics(n, classes.names)["miou"], "psnr": psnr(colour, truth.images),
-               "ssim": ssim(colour, truth.images) if stride == 1 else None,
-               "lpips": lpips(colour, truth.images) if lpips else None,
-               "depth_abs_rel": depth_abs_rel(depth, truth.depth), "seconds": seconds,
-               "copy_psnr": psnr(near.images, truth.images), "n": n, "copied": copied,
+               "miou": label_metrics(n, classes.names)["miou"], "seconds": seconds,
+               "psnr": psnr(colour[shown], truth.images[shown]),
+               "ssim": ssim(colour, truth.images) if whole and stride == 1 else None,
+               "lpips": lpips(colour, truth.images) if whole and lpips else None,
+               "depth_abs_rel": depth_abs_rel(depth, truth.depth),
+               "copy_psnr": psnr(near.images[shown], truth.images[shown]), "n": n, "copied": copied,
                "colour": colour, "labels": labels, "depth": depth,
                "truth": truth.images, "true_labels": truth.labels, "true_depth": truth.depth}
 
@@ -253,7 +253,7 @@ def main() -> None:
     with processes.first_on_this_machine():
         kind, root, names = evaluating.choose_scenes(args, c, run, rooms.make_rooms)
         names = names[:1] if args.video else names
-        scenes = evaluating.open_scenes([root / name for name in names], data.Scene, c, args.cache,
+        scenes = evaluating.open_scenes([root / name for name in names], data.Scene, c, args,
                                         lambda scene: (source_views(scene, args.views), test_views(scene)))
     trained_on = evaluating.introduce(args.checkpoint, state, kind, root, names)
     evaluating.warn(scenes, model.classes)

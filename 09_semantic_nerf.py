@@ -147,11 +147,12 @@ class SemanticNeRF(nn.Module):
 
 # ----------------------------------------------------------------------------------------------- training
 def training_rays(views: "data.Views") -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All pixels of all views: origins (N, 3), directions (N, 3), colours (N, 3), labels (N,)."""
+    """The unmasked pixels of all views: origins (N, 3), directions (N, 3), colours (N, 3), labels (N,)."""
     grid = data.pixel_grid(*views.images.shape[-2:])
     origins, directions = zip(*(data.rays(grid, K, c2w) for K, c2w in zip(views.K, views.c2w)))
-    return (torch.stack(origins).repeat_interleave(len(grid), 0), torch.cat(directions),
+    rays = (torch.stack(origins).repeat_interleave(len(grid), 0), torch.cat(directions),
             views.images.permute(0, 2, 3, 1).reshape(-1, 3), views.labels.flatten())
+    return rays if views.mask is None else tuple(x[views.mask.flatten()] for x in rays)
 
 
 def new_model(views: "data.Views", config: Config) -> SemanticNeRF:

@@ -63,6 +63,8 @@ class PackedLevel(nn.Module):
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         pixels, depth = data.project(points, K, c2w)                          # (R, S, V, 2), (R, S, V)
         mask = reprojection.in_view(pixels, depth, H, W)                      # (R, S, V)
+        if sources.mask is not None:
+            mask = mask & reprojection.unmasked(sources.mask, pixels.masked_fill(~mask[..., None], 0))
         token = mask.flatten().nonzero()[:, 0]                                # (T,)
         view = token % V
         pixels = pixels.view(-1, 2).index_select(0, token)                    # (T, 2)

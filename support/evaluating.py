@@ -6,6 +6,7 @@ import argparse
 import platform
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ def parse_arguments(description: str, config: type) -> argparse.Namespace:
     add("--preview", type=int, default=1, metavar="N",
         help="every N-th row and column of each view alone: figures and pictures of a sample, N x N times as "
              "fast, no SSIM [1]")
+    add("--crop", type=int, metavar="N", help="pixels taken off every side of the photographs [the run's]")
     add("--lpips", action="store_true",
         help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     add("--video", metavar="FILE", help="instead: a fly-through of the first scene, .mp4 or .gif")
@@ -101,6 +103,9 @@ def resize(config, args: argparse.Namespace) -> None:
 def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tuple[str, Path, list[str]]:
     """The kind of the scenes, the folder that holds them and their names: what the run kept unseen, or what
     the command line asks for."""
+    if getattr(args, "crop", None) is None:
+        args.crop = run.get("crop", 0)
+    check_least(args, crop=0)
     names = args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
@@ -118,13 +123,13 @@ def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tu
     return kind, root, scenes
 
 
-def open_scenes(folders: list[Path], scene_type: type, config, cache: str, protocol) -> list:
+def open_scenes(folders: list[Path], scene_type: type, config, args, protocol) -> list:
     """The scenes, decoded where protocol(scene) -> source and test views needs it. DataError for a bad file,
     before anything is rendered."""
     for folder in folders:
         if not (folder / "color").is_dir():
             raise DataError(f"{folder}: no such scene; check --data and --scenes")
-    scenes = [scene_type(folder, config.height, config.width, Path(cache), config.every)
+    scenes = [scene_type(folder, config.height, config.width, Path(args.cache), config.every, crop=args.crop)
               for folder in folders]
     quiet = rank_and_world()[0] > 0
     with tqdm(scenes, desc="reading views", unit="scene", leave=False, disable=quiet) as bar:
@@ -147,6 +152,14 @@ def introduce(checkpoint: str, state: dict, kind: str, root: Path, names: list[s
     return known
 
 
+def thinned(view, stride: int):
+    """Every stride-th row and column of a view, its images (H, W, 3); mask true where it has none."""
+    labels = view.labels[::stride, ::stride]
+    mask = torch.ones_like(labels, dtype=torch.bool) if view.mask is None else view.mask[::stride, ::stride]
+    return replace(view, images=view.images[:, ::stride, ::stride].permute(1, 2, 0), labels=labels,
+                   depth=view.depth[::stride, ::stride], mask=mask)
+
+
 def comparable(scene, classes: Classes) -> bool:
     """Has the scene labels, of these classes?"""
     return scene.has_labels and scene.classes.names == classes.names
@@ -158,6 +171,9 @@ def warn(scenes: list, classes: Classes) -> None:
         if scene.near_far:
             near, far = scene.near_far
             print(f"{scene.name}: samples from {near:g} to {far:g} (its near_far.txt)")
+    masked = [scene.name for scene in scenes if scene.has_masks]
+    if masked:
+        print(f"masks: their black pixels are no truth and no source in {', '.join(masked)}")
     strange = [scene for scene in scenes if scene.has_labels and not comparable(scene, classes)]
     if strange:
         print(f"LABELS ARE NOT COMPARED: {other_classes(classes, strange[0].classes)}; colour and depth are")

@@ -36,6 +36,7 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     add("--varied-rooms", type=int, default=0, help="with --scene rooms: so many more, that differ more [0]")
     add("--validation", type=int, default=0, help="keep the 4 test views of so many training scenes out [0]")
     add("--out", help="folder of the run [runs/...]")
+    add("--crop", type=int, default=0, metavar="N", help="pixels taken off every side of the photographs [0]")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
     add("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     add("--finetune", metavar="CKPT",
@@ -64,7 +65,7 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     group.add_argument("--compile", type=boolean, default=False, help="torch.compile the networks [false]")
     add_settings(parser, config)
     args = parser.parse_args()
-    for name in ("varied_rooms", "validation", "save_every", "keep_every", "piece", "workers"):
+    for name in ("varied_rooms", "crop", "validation", "save_every", "keep_every", "piece", "workers"):
         least = int(name == "save_every")
         if getattr(args, name) < least:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
@@ -134,10 +135,10 @@ def check_start(args, state: dict | None, rays: int) -> None:
 
 
 def training_frames(scene, run: dict, views: int, protocol) -> list[int]:
-    """What may be drawn from a training scene: all frames; never the test views of a scene that will be
-    evaluated or validated on; in fine-tuning the 8 source and 8 fine-tuning views alone. DataError if too
-    few."""
-    frames = list(range(len(scene)))
+    """What may be drawn from a training scene: all frames, of a scene with a split the training frames; never
+    the test views of a scene that will be evaluated or validated on; in fine-tuning the 8 source and 8
+    fine-tuning views alone. DataError if too few."""
+    frames = scene.parts()[0]                 # a scene's own test and val frames are never trained on
     if scene.name in run["test"] or scene.name in run["train"][:run.get("validation", 0)]:
         source, tune, test = protocol(scene)
         frames = sorted(source + tune) if run["finetuned"] else [i for i in frames if i not in test]
@@ -164,7 +165,8 @@ def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[d
     # training
     test = found.train if args.finetune else found.test or found.train
     return {"data": found.kind, "root": str(found.root), "train": found.train, "test": test, "seconds": 0.0,
-            "finetuned": bool(args.finetune), "labels": args.labels, "validation": args.validation}, \
+            "finetuned": bool(args.finetune), "labels": args.labels, "validation": args.validation,
+            "crop": args.crop}, \
         f"{found.kind}-{name}"
 
 
@@ -178,7 +180,8 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
     quiet = rank_and_world()[0] > 0
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=quiet) as bar:
         scenes = [scene_type(Path(run["root"]) / scene, config.height, config.width, Path(args.cache),
-                             config.every, run.get("labels")) for scene in bar]
+                             config.every, run.get("labels"), run.get("crop", 0)) for scene in bar]
+    check_labels(scenes, config)
     frames = [training_frames(scene, run, config.views, protocol) for scene in scenes]
     same = set(run["train"]) & set(run["test"])
     note = " (the same: their 4 test views are kept out of training)" if same else ""
@@ -190,6 +193,23 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
               f"{len(own)} "
               "of them: " + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
     return scenes, decode_all(scenes, frames)
+
+
+def check_labels(scenes: list, config) -> None:
+    """Say how many scenes have labels. DataError where none has, and the loss has a part that needs them."""
+    labelled = sum(scene.has_labels for scene in scenes)
+    print(f"labels: {labelled} of {len(scenes)} training scenes have some", flush=True)
+    if not labelled and config.lambda1 > 0:
+        hint = next(filter(None, (scene.label_hint() for scene in scenes)), "")
+        raise DataError(f"{scenes[0].folder}: no training scene has labels (label-filt/)"
+                        + f"; {hint}" * bool(hint) + "; --lambda1 0 trains colour and depth alone")
+    masked = [scene.name for scene in scenes if scene.has_masks]
+    if masked:
+        print(f"masks: in {len(masked)} scenes their black pixels are no truth and no source", flush=True)
+    split = [scene.name for scene in scenes if scene.parts()[1]]
+    if split:
+        print(f"split.txt: {len(split)} scenes have test frames of their own, which are not trained "
+              f"on", flush=True)
 
 
 def classes_of(scenes: list, state: dict | None, root: str) -> Classes:

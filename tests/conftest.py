@@ -125,8 +125,13 @@ def box_copy(box_folder, tmp_path):
 
 @pytest.fixture
 def long_scene(box_copy):
-    """A copy of 200 frames to damage: 174 links to the box's files, inside the scene."""
+    """A copy of 200 frames to damage: 174 links to the box's files, inside the scene. Colour is no link: each
+    file ends in its number, for the same photograph counts once."""
     for kind, suffix in (("color", "jpg"), ("depth", "png"), ("label-filt", "png"), ("pose", "txt")):
         for number in range(1000, 1174):
-            os.symlink(f"{2 + 4 * (number % 5)}.{suffix}", box_copy / kind / f"{number}.{suffix}")
+            source, path = f"{2 + 4 * (number % 5)}.{suffix}", box_copy / kind / f"{number}.{suffix}"
+            if kind == "color":
+                path.write_bytes((box_copy / kind / source).read_bytes() + str(number).encode())
+            else:
+                os.symlink(source, path)
     return box_copy

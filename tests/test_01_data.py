@@ -277,6 +277,9 @@ def test_the_views_chosen_do_not_depend_on_the_unit():
         def __len__(self):
             return 30
 
+        def parts(self):
+            return list(range(30)), []
+
         def __init__(self, size):
             generator = np.random.default_rng(0)
             self.c2w, self.near_far = torch.eye(4).repeat(30, 1, 1), (0.4 * size, 8.0 * size)

@@ -143,6 +143,9 @@ def test_more_than_8_source_views_borrow_fine_tuning_views_and_never_test_views(
         def __len__(self):
             return 24
 
+        def parts(self):
+            return list(range(24)), []
+
         def readable(self, frames):
             return frames
     Poses.c2w[:, 0, 3] = torch.arange(24) / 10

@@ -3,18 +3,19 @@
     python -m tools.import_scenes SOURCE --out data/NAME     one scene, or a folder of many
     python 07_train.py --scene data/NAME                     or 08_eval.py --checkpoint CKPT --scene data/NAME
 
-support/layouts/ reads Blender, nerfstudio, LLFF, ScanNet downloads and Replica, and has a table of their
-conventions. Here scenes are written.
+support/layouts/ reads Blender, nerfstudio, COLMAP, LLFF, ScanNet downloads and Replica, and has a table of
+their conventions. Here scenes are written.
 
 Images are copied byte for byte wherever 01 can read them. Transparent ones go on white. Photographs with lens
 distortion, or with cameras of their own, are resampled to one pinhole camera, as 01 expects, and that is
-said. Scenes not known to be in metres get a near_far.txt: from depth maps, bounds or sparse points, else
-guessed from the poses.
+said. A photograph that is there twice is taken once. Scenes not known to be in metres get a near_far.txt
+(support/near_far.py). A capture's own split becomes the scene's split.txt, its masks mask/.
 
 An interrupted import leaves whole scenes only, and the same command continues.
 Test: pytest tests/test_tool_import.py
 """
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -32,108 +33,51 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from support.datasets import SIGNS, foreign_scenes, list_scenes, space
+from support import near_far
+from support.datasets import SIGNS, folders_below, foreign_scenes, is_export, is_scene, list_scenes, space
 from support.files import DataError, read_image, run_script, write_atomically
 from support.labels import CLASSES_CSV, LABELS_TSV, read_label_table
-from support.layouts import Camera, Photo, image_size, llff, nerfstudio, replica, scannet_sens, sides
+from support.layouts import (
+    Capture,
+    Photo,
+    Range,
+    colmap,
+    image_size,
+    llff,
+    nerfstudio,
+    replica,
+    scannet_sens,
+    sides,
+)
+from support.lens import Camera, one_camera, resample
+from support.strange import level, what_is
 
 data = import_module("01_data")               # scale_intrinsics, project, Scene
 
-BLENDER, LLFF, SENS, REPLICA = SIGNS
-READERS = {BLENDER: nerfstudio.read, LLFF: llff.read, REPLICA: replica.read}
+BLENDER, COLMAP, LLFF, SENS, REPLICA = SIGNS
+READERS = {BLENDER: nerfstudio.read, COLMAP: colmap.read, LLFF: llff.read, REPLICA: replica.read}
 EVERY = {SENS: 10, REPLICA: 5}                # frames of a video; everything else: all
 SPLITS = {SENS: ["scannet-60-10"], REPLICA: ["replica-8", "replica-12-6"]}
 SPLIT_FILES = Path(__file__).resolve().parent.parent / "docs" / "splits"
 
 
+class Job(NamedTuple):
+    """One scene to import: its layout, its folder or .sens file, the name it gets."""
+    layout: str
+    source: Path
+    name: str
+
+
 class Written(NamedTuple):
-    """What a scene's folder holds now: its frames' facts, (H, W); was anything transparent; ranges of
-    depth."""
+    """What a scene's folder holds now: its frames' facts and poses; (H, W); K; was anything transparent;
+    ranges of depth; lines to print."""
     frames: list[dict]
+    poses: list[np.ndarray]
     size: tuple[int, int]
-    transparent: bool = False
-    ranges: list[tuple[float, float]] = []
-
-
-class Range(NamedTuple):
-    """near, far, and where they come from."""
-    near: float
-    far: float
-    why: str
-
-
-# ----------------------------------------------------------------------------------------------- near and far
-
-def guess_near_far(c2w: np.ndarray, transparent: bool, where: str) -> Range:
-    """From poses (N, 4, 4) alone. DataError where all cameras are in one place.
-
-    Cameras that look at one thing, with the point nearest to all optical axes at depths z: from half the
-    smallest to 1.5 times the largest; where images show a background too, from 0.3 to 5 times. Cameras that
-    look around: from 0.2 to 6 times their farthest distance from their middle.
-    """
-    centre, forward = c2w[:, :3, 3], c2w[:, :3, 2]
-    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # (N, 3, 3): distance from each axis
-    total = across.sum(0)
-    point = np.linalg.pinv(total, rcond=1e-6) @ (across @ centre[:, :, None])[..., 0].sum(0)
-    z = ((point - centre) * forward).sum(1)                                   # (N,)
-    off = np.linalg.norm((across @ (point - centre)[:, :, None])[..., 0], axis=1)
-    radius = float(np.linalg.norm(centre - centre.mean(0), axis=1).max())
-    if radius < 1e-6:
-        raise DataError(f"{where}: all cameras are in one place: near and far cannot be told; give "
-                        "--near and --far")
-    if z.min() > 0 and off.mean() < 0.3 * z.mean() and np.linalg.cond(total) < 1e4:
-        near, far = (0.5, 1.5) if transparent else (0.3, 5)
-        return Range(near * float(z.min()), far * float(z.max()),
-                     "guessed from the poses: the cameras look at one thing")
-    return Range(0.2 * radius, 6 * radius, "guessed from the poses: how far the cameras move")
-
-
-def points_near_far(folder: Path, photos: list[Photo]) -> Range | None:
-    """From the sparse points that nerfstudio leaves beside a capture: the 2nd and 98th percentile of their
-    depths in the images, with a margin of a fifth. None if there are none."""
-    named = nerfstudio.read_points(folder)
-    if named is None:
-        return None
-    name, points = named
-    K = torch.from_numpy(np.stack([p.camera.matrix() for p in photos])).float()
-    c2w = torch.from_numpy(np.stack([p.c2w for p in photos])).float()
-    uv, z = data.project(torch.from_numpy(points).float(), K, c2w)            # (P, N, 2), (P, N)
-    h, w = image_size(photos[0].image)
-    z = z[(z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < w) & (uv[..., 1] < h)].numpy()
-    low, high = np.percentile(z, (2, 98)) if len(z) > 100 else (0, 0)
-    if 0 < low < high < np.inf:
-        return Range(0.8 * float(low), 1.2 * float(high), f"from the points of {name}")
-
-
-def found_near_far(layout: str, source: Path, photos: list[Photo], written: Written) -> Range | None:
-    """What the capture says of near and far, or lets us guess; None where it is in metres."""
-    if layout == LLFF:
-        bounds = llff.read_rows(source)[:, 15:]
-        return Range(0.9 * float(bounds[:, 0].min()), float(bounds[:, 1].max()), "from the bounds")
-    if layout != BLENDER:
-        return None
-    if written.ranges:                        # (1st, 99th percentile) of each frame's depth, with a margin
-        lows, highs = zip(*written.ranges)
-        return Range(0.9 * min(lows), 1.1 * max(highs), "from the depth maps")
-    poses = np.stack([p.c2w for p in photos])
-    return points_near_far(source, photos) or guess_near_far(poses, written.transparent, str(source))
-
-
-def chosen_near_far(found: Range | None, near: float | None, far: float | None, source: Path) -> Range | None:
-    """--near and --far over what was found. None: metres, and 07's own range."""
-    if not (near or far or found):
-        return None
-    why = found.why if found else "metres"
-    if near and far:
-        why = "as you said"
-    elif near or far:
-        why += ", and as you said"
-    low, high, _ = found or (0.3, 8.0, "")
-    near, far = near or low, far or high
-    if not 0 < near < far < 1e9:
-        raise DataError(f"{source}: near {near:.4g} and far {far:.4g} ({why}) are no range; give --near and "
-                        "--far")
-    return Range(near, far, why)
+    K: np.ndarray
+    transparent: bool
+    ranges: list[tuple[float, float]]
+    notes: list[str]
 
 
 # -------------------------------------------------------------------------------------------- writing a scene
@@ -178,10 +122,9 @@ def checked_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     return image.reshape(*size, channels)
 
 
-def write_colour(folder: Path, photo: Photo, target: Camera, size: tuple[int, int]) -> bool:
+def write_colour(folder: Path, photo: Photo, image: np.ndarray, target: Camera) -> bool:
     """Copy a photo's image, or where it cannot be copied write it as png -> was anything of it
     transparent?"""
-    image = checked_image(photo.image, size)
     channels = image.shape[2]
     alpha = image[..., -1:] if channels in (2, 4) else None
     transparent, copied = alpha is not None and bool((alpha < 255).any()), channels >= 3
@@ -190,7 +133,7 @@ def write_colour(folder: Path, photo: Photo, target: Camera, size: tuple[int, in
         share = alpha / 255.0
         image, copied = (image * share + 255 * (1 - share)).round().astype(np.uint8), False
     if photo.camera != target:
-        image, copied = nerfstudio.resample(image, photo.camera, target), False
+        image, copied = resample(image, photo.camera, target), False
     if copied:
         raw = photo.image.read_bytes()
         end = ".jpg" if raw.startswith(b"\xff\xd8\xff") else ".png"
@@ -200,40 +143,117 @@ def write_colour(folder: Path, photo: Photo, target: Camera, size: tuple[int, in
     return transparent
 
 
-def write_map(folder: Path, kind: str, photo: Photo, source: Path, target: Camera) -> np.ndarray:
-    """Copy a depth or label map (one channel png) -> its values (h, w)."""
-    values = read_image(source)
+def write_depth(folder: Path, photo: Photo, target: Camera) -> np.ndarray:
+    """Write a depth map, in 1/1000 of the scene's unit -> its values (h, w)."""
+    if abs(photo.depth_scale - 0.001) < 1e-9:
+        return write_map(folder, "depth", photo, photo.depth, target)
+    values = one_channel(photo.depth).astype(np.float64) * photo.depth_scale * 1000
+    if values.max() > 65535:
+        raise DataError(f"{photo.depth}: reaches {values.max() / 1000:.0f} units, more than 16 bits of "
+                        f"1/1000 hold; "
+                        "scale the capture, or leave the depth out")
+    return write_map(folder, "depth", photo, photo.depth, target, values.round().astype(np.uint16))
+
+
+def one_channel(path: Path) -> np.ndarray:
+    """A depth or label map (h, w), 8 or 16 bits. DataError for anything else."""
+    values = read_image(path)
     if values.ndim != 2 or values.dtype not in (np.uint8, np.uint16):
-        raise DataError(f"{source}: not a png of one channel (8 or 16 bits); export it again")
+        raise DataError(f"{path}: not a png of one channel (8 or 16 bits); export it again")
+    return values
+
+
+def write_map(folder: Path, kind: str, photo: Photo, source: Path, target: Camera,
+              values: np.ndarray | None = None) -> np.ndarray:
+    """Copy a depth or label map, or write these values of it -> its values (h, w)."""
+    copied = values is None
+    values = one_channel(source) if copied else values
     (folder / kind).mkdir(exist_ok=True)
     path = folder / kind / f"{photo.number}.png"
-    if photo.camera == target:
+    if photo.camera != target:
+        size = image_size(photo.image)
+        if values.shape != size:
+            raise DataError(f"{source}: {sides(values.shape)}, its image {sides(size)}; with lens distortion "
+                            "they must agree")
+        resampled = resample(values.astype(np.int32), photo.camera, target, "nearest")
+        values, copied = resampled.astype(values.dtype), False
+    if copied:
         path.write_bytes(source.read_bytes())
-        return values
-    size = image_size(photo.image)
-    if values.shape != size:
-        raise DataError(f"{source}: {sides(values.shape)}, its image {sides(size)}; with lens distortion "
-                        "they must agree")
-    resampled = nerfstudio.resample(values.astype(np.int32), photo.camera, target, "nearest")
-    values = resampled.astype(values.dtype)
-    iio.imwrite(path, values)
+    else:
+        iio.imwrite(path, values)
     return values
+
+
+def write_mask(folder: Path, photo: Photo, size: tuple[int, int], target: Camera) -> float:
+    """Write which pixels are to be used (255) and which not (0) -> the share of those that are not."""
+    image = read_image(photo.mask)
+    if image.ndim == 3 and image.shape[2] in (2, 4) and image[..., -1].min() < 255:
+        raise DataError(f"{photo.mask}: a mask with transparency; save it as black and white")
+    keep = (image if image.ndim == 2 else image[..., :3].max(-1)) > 0
+    h, w = keep.shape
+    if abs(h / size[0] / (w / size[1]) - 1) > 0.02:
+        raise DataError(f"{photo.mask}: {sides(keep.shape)}, its image {sides(size)}; export it again")
+    keep = keep if not photo.mask_inverted else ~keep
+    if keep.shape != size:
+        keep = keep[data.nearest_pixels(size[0], h)[:, None], data.nearest_pixels(size[1], w)]
+    mask = np.where(keep, np.uint8(255), np.uint8(0))
+    write_map(folder, "mask", photo, photo.mask, target, mask)
+    return 1 - float(keep.mean())
 
 
 def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> Written:
     """Write a scene's photos. Ranges of depth are in units of 1000 counts."""
     size = image_size(photos[0].image)
-    target = nerfstudio.one_camera([p.camera for p in photos], size, where)
+    target = one_camera([p.camera for p in photos], size, where)
     changed = sum(p.camera != target for p in photos)
-    if changed:
-        print(f"  {changed} of {len(photos)} images have lens distortion or a camera of their own: resampled "
-              f"to one pinhole camera (focal length {target.fx:.1f}, {target.fy:.1f})", flush=True)
-    frames, transparent, ranges, depth_size, top = [], False, [], None, 0
+    notes = [f"{changed} of {len(photos)} images have lens distortion or a camera of their own: resampled "
+             f"to one "
+             f"pinhole camera (focal length {target.fx:.1f}, {target.fy:.1f})"] * bool(changed)
+    notes += [f"{turned} images have an EXIF orientation: taken as their pixels are stored"
+              for turned in [sum(has_orientation(p.image) for p in photos)] if turned]
+    written = Written([], [], size, target.matrix(), False, [], notes)
+    known, masked, transparent = set(), [], False
     for photo in bar(photos, name, len(photos)):
-        transparent |= write_colour(folder, photo, target, size)
+        image = checked_image(photo.image, size)
+        digest = hashlib.sha256(image.tobytes()).digest()
+        if digest in known:
+            continue
+        known.add(digest)
+        transparent |= write_colour(folder, photo, image, target)
         write_matrix(folder / "pose" / f"{photo.number}.txt", photo.c2w)
+        if photo.mask:
+            masked.append(write_mask(folder, photo, size, target))
+        written.poses.append(photo.c2w)
+        written.frames.append({"number": photo.number, "image": photo.image.name}
+                              | ({"split": photo.split} if photo.split else {}))
+    kept = {frame["number"] for frame in written.frames}
+    if len(kept) < len(photos):
+        notes.append(f"{len(photos) - len(kept)} photographs are there twice: taken once")
+    if masked:
+        notes.append(f"{len(masked)} masks: {100 * sum(masked) / len(kept):.1f}% of all pixels are no truth "
+                     f"and no "
+                     "source")
+    photos = [photo for photo in photos if photo.number in kept]
+    write_maps(folder, photos, target, size, where, written.ranges)
+    write_matrix(folder / "intrinsic" / "intrinsic_color.txt", target.matrix())
+    return written._replace(transparent=transparent)
+
+
+def has_orientation(path: Path) -> bool:
+    """Does an image's EXIF say that it is to be turned?"""
+    try:
+        return iio.immeta(path, plugin="pillow", exclude_applied=False).get("Orientation", 1) not in (0, 1)
+    except Exception:                         # no image: said elsewhere
+        return False
+
+
+def write_maps(folder: Path, photos: list[Photo], target: Camera, size: tuple[int, int], where: str,
+               ranges: list) -> None:
+    """Write the depth and label maps of photos; adds the range of each depth map to `ranges`."""
+    depth_size, top = None, 0
+    for photo in photos:
         if photo.depth:
-            depth = write_map(folder, "depth", photo, photo.depth, target)
+            depth = write_depth(folder, photo, target)
             if depth_size not in (None, depth.shape):
                 raise DataError(f"{photo.depth}: {sides(depth.shape)}, others {sides(depth_size)}; export "
                                 "it again")
@@ -242,26 +262,30 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> Wr
                 ranges.append(tuple(np.percentile(depth[depth > 0], (1, 99)) / 1000))
         if photo.label:
             top = max(top, int(write_map(folder, "label-filt", photo, photo.label, target).max()))
-        frames.append({"number": photo.number, "image": photo.image.name})
-        if photo.split:
-            frames[-1]["split"] = photo.split
     if top > len(replica.CLASSES):
         raise DataError(f"{where}: holds label {top}, Replica's classes are 0 to {len(replica.CLASSES)}: "
                         "another label set")
-    write_matrix(folder / "intrinsic" / "intrinsic_color.txt", target.matrix())
     if depth_size:
         K = data.scale_intrinsics(torch.from_numpy(target.matrix()), size, depth_size).numpy()
         write_matrix(folder / "intrinsic" / "intrinsic_depth.txt", K)
-    return Written(frames, size, transparent, ranges)
+
+
+def write_frame_split(folder: Path, frames: list[dict]) -> None:
+    """The capture's own split, in lines 'train 3', 'test 7' of split.txt: no frame in another than train is
+    trained on. Nothing where there is but one side."""
+    lines = [f"{frame['split']} {frame['number']}\n" for frame in frames if "split" in frame]
+    held = [line for line in lines if not line.startswith("train")]
+    if held and len(held) < len(frames):
+        (folder / "split.txt").write_text("".join(lines))
 
 
 def write_sens(folder: Path, path: Path, name: str, every: int) -> Written:
-    """Write scene0000_00.sens, and its labels if the zip lies beside it."""
-    labels = path.with_name(f"{path.stem}_2d-label-filt.zip")
-    read_label = scannet_sens.label_reader(labels) if labels.is_file() else None
+    """Write scene0000_00.sens, and its labels if the zip, or what was in it, lies beside it."""
+    labels, notes = scannet_sens.labels_of(path)
+    read_label = scannet_sens.label_reader(labels) if labels else None
     for part in ["depth"] + ["label-filt"] * bool(read_label):
         (folder / part).mkdir()
-    frames = []
+    frames, poses = [], []
     with open(path, "rb") as file:
         header = scannet_sens.read_header(file, path)
         write_matrix(folder / "intrinsic" / "intrinsic_color.txt", header.K)
@@ -277,11 +301,12 @@ def write_sens(folder: Path, path: Path, name: str, every: int) -> Written:
             iio.imwrite(folder / "depth" / f"{i}.png", frame.depth, compress_level=1)
             write_matrix(folder / "pose" / f"{i}.txt", frame.c2w)
             if read_label:
-                where = f"{labels}: label-filt/{i}.png"
+                where = f"{labels}: {i}.png"
                 if write_whole(folder / "label-filt" / f"{i}.png", read_label(i), where).ndim != 2:
                     raise DataError(f"{where} has several channels; download it again")
             frames.append({"number": i})
-    return Written(frames, header.size)
+            poses.append(frame.c2w)
+    return Written(frames, poses, header.size, header.K[:3, :3], False, [], notes)
 
 
 def write_whole(path: Path, raw: bytes, what: str) -> np.ndarray:
@@ -322,23 +347,24 @@ def copy_label_table(source: Path, out: Path) -> None:
     write_atomically(out / LABELS_TSV, lambda file: file.write(table.read_bytes()))
 
 
-def write_labels(layout: str, jobs: list[tuple[Path, str]], out: Path) -> None:
+def write_labels(jobs: list[Job], out: Path) -> None:
     """The label set of scenes that have labels, beside them. DataError if another one is there."""
-    zips = [path.with_name(f"{path.stem}_2d-label-filt.zip") for path, _ in jobs if path.is_file()]
-    labelled = layout == REPLICA or any(path.is_file() for path in zips)
-    if labelled and (out / (LABELS_TSV if layout == REPLICA else CLASSES_CSV)).is_file():
-        raise DataError(f"{out}: its scenes have another label set; choose another --out")
-    if layout == REPLICA:
+    scans = [job.source for job in jobs if job.layout == SENS and scannet_sens.labels_of(job.source)[0]]
+    replicas = any(job.layout == REPLICA for job in jobs)
+    for there, other in ((scans, CLASSES_CSV), (replicas, LABELS_TSV)):
+        if there and (out / other).is_file() or scans and replicas:
+            raise DataError(f"{out}: its scenes have another label set; choose another --out")
+    if replicas:
         write_replica_classes(out)
-    elif labelled:
-        copy_label_table(jobs[0][0].parent, out)
+    if scans:
+        copy_label_table(scans[0].parent, out)
 
 
-def write_split(layout: str, out: Path) -> None:
+def write_split(layouts: set[str], out: Path) -> None:
     """split.txt beside the scenes, if this project has one that knows all of them: ScanNet's 60 / 10,
     Replica's 12 / 6 or 6 / 2."""
     spaces = {space(name) for name in list_scenes(out)}
-    for name in SPLITS.get(layout, []):
+    for name in [name for layout in layouts for name in SPLITS.get(layout, [])]:
         text = (SPLIT_FILES / f"{name}.txt").read_text()
         if spaces <= {line.split()[1] for line in text.splitlines() if line.startswith(("train ", "test "))}:
             if not (out / "split.txt").exists() or (out / "split.txt").read_text().startswith("# S-Ray"):
@@ -349,30 +375,41 @@ def write_split(layout: str, out: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- the command line
 
-def import_scene(layout: str, source: Path, folder: Path, every: int, near: float | None,
-                 far: float | None) -> str:
-    """Write one scene into `folder` (not there yet) -> a line that says what it holds."""
+def import_scene(job: Job, folder: Path, every: int, near: float | None, far: float | None) -> str:
+    """Write one scene into `folder` (not there yet) -> what to print of it."""
     with whole_folder(folder) as temporary:
-        found = None
-        if layout == SENS:
-            written = write_sens(temporary, source, folder.name, every)
+        capture = Capture([]) if job.layout == SENS else READERS[job.layout](job.source)
+        if job.layout == SENS:
+            written = write_sens(temporary, job.source, folder.name, every)
+        elif capture.photos:
+            written = write_photos(temporary, capture.photos[::every], folder.name, str(job.source))
         else:
-            photos = READERS[layout](source, every)
-            if not photos:
-                raise DataError(f"{source}: not one frame in it")
-            written = write_photos(temporary, photos, folder.name, str(source))
-            found = None if near and far else found_near_far(layout, source, photos, written)
-        depths = chosen_near_far(found, near, far, source)
+            raise DataError(f"{job.source}: not one frame in it")
+        write_frame_split(temporary, written.frames)
+        depths = range_of(job, temporary, written, capture.range, near, far)
         if depths:
             (temporary / "near_far.txt").write_text(f"{depths.near:.6g} {depths.far:.6g}\n")
-        about = {"source": source.name, "layout": layout, "every": every, "frames": written.frames}
+        about = {"source": job.source.name, "layout": job.layout, "every": every, "frames": written.frames}
         (temporary / "import.json").write_text(json.dumps(about, indent=1))
         has = {kind: (temporary / kind).is_dir() for kind in ("label-filt", "depth")}
         try:
             scene = data.Scene(temporary, *written.size)  # what 01 would refuse, it refuses now
+            assert len(scene.K)
         except DataError as error:
-            raise DataError(str(error).replace(str(temporary), str(source))) from None
-    return summary(folder, written, len(scene), depths, has["label-filt"], has["depth"])
+            raise DataError(str(error).replace(str(temporary), str(job.source))) from None
+    line = summary(folder, written, len(scene), depths, has["label-filt"], has["depth"])
+    return "\n".join([line, *(f"  {note}" for note in capture.notes + written.notes)])
+
+
+def range_of(job: Job, folder: Path, written: Written, known: Range | None, near: float | None,
+             far: float | None) -> Range | None:
+    """Near and far of what was written: as asked for, else found; None for ScanNet and Replica, in metres."""
+    metres = job.layout in (SENS, REPLICA)
+    found = None
+    if not (metres or near and far):
+        found = near_far.found(job.source, folder, np.stack(written.poses), written.K, written.ranges, known,
+                               written.transparent)
+    return near_far.chosen_near_far(found, near, far, job.source)
 
 
 def summary(folder: Path, written: Written, usable: int, depths: Range | None, labels: bool,
@@ -381,7 +418,8 @@ def summary(folder: Path, written: Written, usable: int, depths: Range | None, l
     lost = len(written.frames) - usable
     splits = [frame["split"] for frame in written.frames if "split" in frame]
     counts = ", ".join(f"{splits.count(split)} {split}" for split in dict.fromkeys(splits))
-    line = f"{folder}: {usable} frames of {sides(written.size)}"
+    wide = 2 * np.degrees(np.arctan(written.size[1] / 2 / written.K[0, 0]))
+    line = f"{folder}: {usable} frames of {sides(written.size)}, {wide:.0f} degrees wide"
     if lost:
         line += f" ({lost} more without a pose)"
     if counts:
@@ -397,24 +435,42 @@ def summary(folder: Path, written: Written, usable: int, depths: Range | None, l
     return line
 
 
-def scene_jobs(layout: str, folders: list[Path]) -> list[tuple[Path, str]]:
-    """What to import, under which name: each .sens, each of Replica's sequences, else each folder."""
+def scene_jobs(found: list[tuple[str, Path]]) -> list[Job]:
+    """What to import, under which name: each .sens, else each folder. Where two would have one name, the
+    folders above are added to it."""
     jobs = []
-    for folder in folders:
-        name = re.sub(r"[^\w.-]", "_", folder.resolve().name).lstrip(".") or "scene"
+    for layout, folder in found:
         if layout == SENS:
-            jobs += [(path, path.stem) for path in sorted(folder.glob("*.sens"))]
-        elif layout == REPLICA:               # room_0_01, room_0_02: two scans of one space
-            jobs += [(folder / f"Sequence_{i}", f"{name}_{i:02d}") for i in (1, 2)
-                     if (folder / f"Sequence_{i}" / "traj_w_c.txt").is_file()]
+            jobs += [Job(layout, path, path.stem) for path in sorted(folder.glob("*.sens"))]
         else:
-            jobs.append((folder, name))
-    names = [name for _, name in jobs]
+            jobs.append(Job(layout, folder, scene_name(layout, folder.resolve())))
+    names = [job.name for job in jobs]
+    jobs = [job if names.count(job.name) == 1 else job._replace(name=clean(
+        f"{job.source.resolve().parent.name}_{job.name}")) for job in jobs]
+    names = [job.name for job in jobs]
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"two scenes are called {name}; import their folders one by one, with an "
                             "--out each")
     return jobs
+
+
+def clean(name: str) -> str:
+    """A name for a folder."""
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "scene"
+
+
+def scene_name(layout: str, folder: Path) -> str:
+    """The name of a folder's scene: its own; of Replica's sequences the room's, room_0_01 and room_0_02 (two
+    scans of one space), and so of vMAP's room_0/imap/00; of ScanNet++'s dslr/nerfstudio the scan's."""
+    sequence = re.fullmatch(r"Sequence_(\d+)", folder.name)
+    if layout == REPLICA and sequence:
+        return clean(f"{folder.parent.name}_{int(sequence[1]):02d}")
+    if layout == REPLICA and folder.parent.name == "imap":
+        return clean(f"{folder.parent.parent.name}_{folder.name}")
+    if folder.parent.name == "dslr":
+        return clean(folder.parent.parent.name)
+    return clean(folder.name)
 
 
 def check_same(folder: Path, source: Path, layout: str, every: int) -> None:
@@ -429,22 +485,22 @@ def check_same(folder: Path, source: Path, layout: str, every: int) -> None:
                         "it or choose another --out")
 
 
-def import_all(layout: str, jobs: list[tuple[Path, str]], out: Path, every: int, near: float | None,
-               far: float | None) -> None:
+def import_all(jobs: list[Job], out: Path, args: argparse.Namespace) -> None:
     """Import every scene that is not there yet. One bad scan of many does not stop the others; DataError at
     the end names them."""
     failed = []
-    for path, name in jobs:
-        if (out / name).exists():
-            check_same(out / name, path, layout, every)
-            print(f"{out / name}: there already; kept (delete the folder to import it again)")
+    for job in jobs:
+        folder, every = out / job.name, args.every or EVERY.get(job.layout, 1)
+        if folder.exists():
+            check_same(folder, job.source, job.layout, every)
+            print(f"{folder}: there already; kept (delete the folder to import it again)")
             continue
         try:
-            print(import_scene(layout, path, out / name, every, near, far), flush=True)
+            print(import_scene(job, folder, every, args.near, args.far), flush=True)
         except DataError as error:
             if len(jobs) == 1:
                 raise
-            failed.append(name)
+            failed.append(job.name)
             print(f"NOT IMPORTED: {error}", flush=True)
     if failed:
         some = ", ".join(failed[:5]) + ", ..." * (len(failed) > 5)
@@ -452,21 +508,38 @@ def import_all(layout: str, jobs: list[tuple[Path, str]], out: Path, every: int,
                         "mend or remove them, the same command goes on")
 
 
-def recognise(source: Path) -> tuple[str, list[tuple[Path, str]]]:
-    """The layout of --source and what to import of it. DataError where there is nothing."""
+def recognise(source: Path) -> list[Job]:
+    """What to import of SOURCE. DataError where there is nothing."""
     if not source.exists():
         raise DataError(f"{source}: no such file or folder")
-    layout, folders = foreign_scenes(source)
-    if layout is None and ((source / "color").is_dir() or any(source.glob("*/color"))):
-        raise DataError(f"{source}: ScanNet's export already; use it as it is: "
+    found = foreign_scenes(source)
+    if not found and any(is_export(folder) for folder in folders_below(source, is_export)):
+        raise DataError(level(source, is_scene) or f"{source}: ScanNet's export already; use it as it is: "
                         f"python 07_train.py --scene {shlex.quote(str(source))}")
-    if layout is None:
+    if not found:
         known = "; ".join(f"{name}: {signs[0]}" for name, signs in SIGNS.items())
-        raise DataError(f"{source}: no layout I know ({known}); README, \"Your own data\", has examples")
-    jobs = scene_jobs(layout, folders)
-    if source.is_file() and layout == SENS:
-        jobs = [job for job in jobs if job[0].name == source.name]
-    return layout, jobs
+        raise DataError(level(source, is_scene) or what_is(source) or
+                        f"{source}: no layout I know ({known}); docs/data.md has examples")
+    jobs = scene_jobs(found)
+    if source.is_file() and found[0][0] == SENS:
+        jobs = [job for job in jobs if job.source.name == source.name]
+    return jobs
+
+
+def left_out(source: Path, jobs: list[Job]) -> list[str]:
+    """A line for each folder of images or videos right below SOURCE (or two below) that is not imported."""
+    if not source.is_dir() or len(jobs) == 1 and jobs[0].source == source:
+        return []
+    taken = {job.source.parents[1] if job.source.parent.name == "dslr" else job.source for job in jobs}
+    lines = []
+    for folder in folders_below(source, is_scene, 3):
+        inside = folder in taken or any(path in taken for path in (*folder.glob("*.sens"), *folder.parents))
+        if is_export(folder):
+            lines.append(f"{folder}: ScanNet's export already; use it as it is")
+        elif not inside and not any(folder in path.parents for path in taken):
+            what = what_is(folder)
+            lines += [what] if what else []
+    return list(dict.fromkeys(f"NOT IMPORTED: {line}" for line in lines))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -491,15 +564,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     source, out = Path(args.source), Path(args.out)
-    layout, jobs = recognise(source)
-    every = args.every or EVERY.get(layout, 1)
-    print(f"{source}: recognised as {layout}, {len(jobs)} scene{'s' * (len(jobs) > 1)}"
-          + f", one frame in {every}" * (every > 1), flush=True)
+    jobs = recognise(source)
+    for layout in dict.fromkeys(job.layout for job in jobs):
+        count, every = sum(job.layout == layout for job in jobs), args.every or EVERY.get(layout, 1)
+        print(f"{source}: recognised as {layout}, {count} scene{'s' * (count > 1)}"
+              + f", one frame in {every}" * (every > 1), flush=True)
+    for line in left_out(source, jobs):
+        print(line, flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_labels(layout, jobs, out)
-        import_all(layout, jobs, out, every, args.near, args.far)
-        write_split(layout, out)
+        write_labels(jobs, out)
+        import_all(jobs, out, args)
+        write_split({job.layout for job in jobs}, out)
     except KeyboardInterrupt:
         raise DataError(f"interrupted; whole scenes in {out} stay, and the same command continues") from None
     except OSError as error:

@@ -1,11 +1,12 @@
-"""Replica as rendered for Semantic-NeRF: rgb/, depth/, semantic_class/, traj_w_c.txt; a camera 90° wide."""
+"""Replica as rendered for Semantic-NeRF, and for vMAP in imap/00: rgb/, depth/, semantic_class/,
+traj_w_c.txt; a camera 90° wide."""
 import colorsys
 from pathlib import Path
 
 import numpy as np
 
 from support.files import DataError
-from support.layouts import Camera, Photo, checked_pose, image_size, inside
+from support.layouts import Camera, Capture, Photo, checked_pose, image_size, inside
 
 # classes 1 .. 101 (Replica's info_semantic.json); 0 is void: unlabelled
 CLASSES = """
@@ -20,8 +21,8 @@ umbrella utensil-holder vase vent wall wall-cabinet wall-plug wardrobe window ru
 """.split()
 
 
-def read(folder: Path, every: int) -> list[Photo]:
-    """One sequence -> every so many of its frames as Photos, numbered as they are."""
+def read(folder: Path) -> Capture:
+    """One sequence -> its frames, numbered as they are."""
     path = folder / "traj_w_c.txt"
     try:
         lines = path.read_text().splitlines()
@@ -35,14 +36,14 @@ def read(folder: Path, every: int) -> list[Photo]:
         raise DataError(f"{folder}: {there} images rgb/rgb_<i>.png for {len(poses)} poses in traj_w_c.txt; "
                         "copy it again")
     photos, kinds = [], [kind for kind in ("depth", "semantic_class") if (folder / kind).is_dir()]
-    for i in range(0, len(poses), every):
+    for i in range(len(poses)):
         files = {kind: inside(folder, f"{kind}/{kind}_{i}.png", str(path)) for kind in ("rgb", *kinds)}
         h, w = image_size(files["rgb"])
         camera = Camera(w / 2, w / 2, (w - 1) / 2, (h - 1) / 2)  # 320, 320, 319.5, 239.5 at 640x480
         pose = checked_pose(poses[i].reshape(4, 4), f"{path}, line {i + 1}")
         photos.append(Photo(i, files["rgb"], pose, camera, depth=files.get("depth"),
                             label=files.get("semantic_class")))
-    return photos
+    return Capture(photos, ["camera taken to be 90 degrees wide, as Semantic-NeRF renders it"])
 
 
 def class_list() -> str:

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from support.files import DataError
-from support.layouts import checked_pose
+from support.layouts import checked_pose, inside
 
 DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError)                  # what a bad zip raises
 
@@ -109,9 +109,33 @@ def unpacked_depth(packed: bytes, header: Header, what: str) -> np.ndarray:
     return depth.astype(np.uint16)
 
 
+def labels_of(path: Path) -> tuple[Path | None, list[str]]:
+    """The labels of scene0000_00.sens: its _2d-label-filt.zip, or label-filt/ beside it, unpacked. None, and
+    a line on what was looked for, where there is neither."""
+    zipped = path.with_name(f"{path.stem}_2d-label-filt.zip")
+    if zipped.is_file():
+        return zipped, []
+    unzipped, beside = zipped.with_suffix(""), path.with_name("label-filt")
+    for folder in (beside, unzipped / "label-filt", unzipped):
+        if next(folder.glob("*.png"), None):
+            if folder == beside and len([*path.parent.glob("*.sens")]) > 1:
+                return None, [f"{folder}: of which of several scans? {zipped.name} is not there: no labels"]
+            return folder, []
+    names = f"{path.stem}_2d-label.zip", "label", "label-filt"
+    seen = [name for name in names if path.with_name(name).exists()]
+    other = f" ({', '.join(seen)} is, which is not read: download the other)" if seen else ""
+    return None, [f"no labels: {zipped} is not there{other}"]
+
+
 def label_reader(path: Path) -> Callable[[int], bytes]:
-    """_2d-label-filt.zip -> a function from frame number to its png. DataError if the zip is damaged or an
-    entry leads out."""
+    """_2d-label-filt.zip, or the folder with what was in it -> a function from frame number to its png.
+    DataError if the zip is damaged or an entry leads out."""
+    if path.is_dir():
+        def read_file(frame: int) -> bytes:
+            """One label map, as it is in the folder."""
+            file = inside(path, f"{frame}.png", str(path))
+            return file.read_bytes() if file.is_file() else missing_label(path, frame)
+        return read_file
     try:
         archive = zipfile.ZipFile(path)
         entries = {}
@@ -129,8 +153,7 @@ def label_reader(path: Path) -> Callable[[int], bytes]:
         """One label map, as it is in the zip."""
         info = entries.get(f"label-filt/{frame}.png")
         if info is None:
-            raise DataError(f"{path}: has no label-filt/{frame}.png, but the scan has that frame; "
-                            "download it again")
+            missing_label(path, frame)
         if info.file_size > 2 ** 25:
             raise DataError(f"{path}: label-filt/{frame}.png claims {info.file_size:,} bytes; this is not "
                             "ScanNet's zip")
@@ -141,3 +164,8 @@ def label_reader(path: Path) -> Callable[[int], bytes]:
             raise DataError(f"{path}: label-filt/{frame}.png is damaged ({error}); download it "
                             "again") from None
     return read
+
+
+def missing_label(path: Path, frame: int) -> None:
+    """DataError: a frame without its label map."""
+    raise DataError(f"{path}: has no label-filt/{frame}.png, but the scan has that frame; download it again")
