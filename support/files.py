@@ -117,10 +117,13 @@ def read_bytes(path: Path, limit: int, missing: str = "copy or export it again")
 
 def read_text(path: Path, limit: int, missing: str = "copy or export it again") -> str:
     """A text file of at most `limit` bytes, UTF-8 with or without its mark. DataError otherwise."""
+    content = read_bytes(path, limit, missing)
     try:
-        return read_bytes(path, limit, missing).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from None
+        if b"\0" in content:
+            raise ValueError("not text")
+        return content.decode("utf-8-sig")
+    except ValueError as error:                # or UnicodeDecodeError, which is one
+        raise DataError(f"{path}: cannot be read ({reason(error)}); copy or export it again") from None
 
 
 def read_json(path: Path, limit: int = 50_000_000, missing: str = "copy or export it again") -> Any:
