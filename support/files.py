@@ -269,6 +269,12 @@ def write_atomically(path: Path, write: Callable) -> None:
         raise
 
 
+def save_picture(figure, path: str, dpi: int = 100) -> None:
+    """Write a matplotlib figure as png, and say where."""
+    write_atomically(Path(path), lambda file: figure.savefig(file, dpi=dpi, format="png"))
+    print(f"picture: {path}")
+
+
 def write_json(path: Path, value) -> None:
     """Atomically write JSON that any program reads: what is no finite number becomes null."""
     text = json.dumps(finite(value), indent=1, allow_nan=False)
