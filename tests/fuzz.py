@@ -222,7 +222,7 @@ def worker(args) -> None:
     """Run the cases one after the other, a line of JSON each, within the limits."""
     import torch
     torch.set_num_threads(1)
-    pictures.evaluation_sheet = runs.write_state = lambda *_: None
+    pictures.evaluation_sheet = runs.write_state = lambda *_, **__: None
     folder = Path(args.folder)
 
     def too_long(*_):
@@ -298,7 +298,8 @@ def run(first: int, cases: int, seed: int = 0, real: int = 20,
                 if verbose or answer in failed:
                     show(answer, answer in failed)
             process.kill()
-            process.wait()
+            if process.wait() == 1:           # an error of these lines, not of a case
+                break
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return counts, failed

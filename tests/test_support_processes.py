@@ -115,35 +115,3 @@ def test_two_processes_have_the_sums_of_both_and_the_first_goes_first(tmp_path, 
     assert first.times[1] <= second.times[0]
     assert first.shares == [(0, 5), (0, 2), (0, 0)] and second.shares == [(5, 5), (2, 5), (0, 5)]
     assert capfd.readouterr().out.split() == "only the first process speaks 0".split()
-
-
-def step_of_two(rank, port, folder):
-    """A training step of 07, its rays shared by two processes."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port, CUDA_VISIBLE_DEVICES="")
-    from test_07_train import MIXED, make_model, training
-    torch.set_num_threads(1)
-    processes.join_processes()
-    batches = torch.load(f"{folder}/batches.pt", weights_only=False)
-    model = make_model(MIXED)
-    parts = training.training_step(model, batches, 3)
-    torch.save((parts, [p.grad for p in model.parameters()]), f"{folder}/step{rank}.pt")
-    processes.leave_processes()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("targets", [1, 3])
-def test_two_processes_have_the_gradient_of_one_on_the_same_rays(box_folder, tmp_path, targets):
-    from test_07_train import MIXED, make_model, training
-    scene = training.data.Scene(box_folder, 48, 64, cache=tmp_path / "cache")
-    batches = [training.draw_batch(scene, list(range(len(scene))), [], MIXED, training.generator_of(0, i))
-               for i in range(targets)]
-    torch.save(batches, tmp_path / "batches.pt")
-    model = make_model(MIXED)
-    parts = training.training_step(model, batches, 3)
-    in_two_processes(step_of_two, str(tmp_path))
-    for rank in range(2):
-        found, gradients = torch.load(tmp_path / f"step{rank}.pt")
-        assert found == pytest.approx(parts, rel=1e-5)
-        for a, p in zip(gradients, model.parameters(), strict=True):
-            torch.testing.assert_close(a, p.grad, atol=2e-5, rtol=1e-3)

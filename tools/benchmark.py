@@ -186,6 +186,9 @@ def report_tensor(args, machine: dict) -> dict:
     return found
 
 
+REPORTS = {"stages": report_stages, "whole": report_whole, "tensor": report_tensor}
+
+
 def report_tried(args) -> dict:
     """A line for each means."""
     found = {}
@@ -300,7 +303,7 @@ def parse_arguments() -> Namespace:
     add("--width", type=int, default=320)
     add("--repeats", type=int, default=4)
     add("--device", default="cpu", choices=["cpu", "cuda"])
-    add("--only", default="stages,whole,tensor", help="which parts to measure")
+    add("--only", nargs="+", default=[*REPORTS], choices=REPORTS, help="which parts to measure")
     add("--json", metavar="FILE", help="write all figures there")
     add("--curves", metavar="FILE.png", help="instead: draw how attention's cost grows")
     add("--tried", action="store_true", help="instead: measure each means of speed by itself")
@@ -329,8 +332,7 @@ def main() -> None:
     elif args.tried:
         found["tried"] = report_tried(args)
     else:
-        reports = {"stages": report_stages, "whole": report_whole, "tensor": report_tensor}
-        found |= {part: reports[part](args, machine) for part in args.only.split(",")}
+        found |= {part: REPORTS[part](args, machine) for part in args.only}
     if args.json:
         write_json(Path(args.json), found)
         print(f"wrote {args.json}")
