@@ -264,7 +264,7 @@ def main() -> None:
         fly_through(model, scenes[0], Path(args.video), f"{names[0]} ({title})", args.frames, args.views,
                     args.chunk)
         return
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
+    out = evaluating.out_folder(args)
     metrics = evaluate(model, scenes, out, title, args.views, args.chunk, args.preview,
                        lpips_metric(device) if args.lpips else None)
     processes.leave_processes()

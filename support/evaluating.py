@@ -3,6 +3,7 @@
 Test: pytest tests/test_08_eval.py
 """
 import argparse
+import os
 import platform
 import shlex
 import sys
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from support.datasets import check_names, find_dataset, space
-from support.files import DataError, shown
+from support.files import DataError, read_json, shown
 from support.films import check_video
 from support.frames import decode_all
 from support.labels import Classes, other_classes
@@ -177,6 +178,21 @@ def warn(scenes: list, classes: Classes) -> None:
     strange = [scene for scene in scenes if scene.has_labels and not comparable(scene, classes)]
     if strange:
         print(f"LABELS ARE NOT COMPARED: {other_classes(classes, strange[0].classes)}; colour and depth are")
+
+
+def out_folder(args: argparse.Namespace) -> Path:
+    """--out, or eval beside the checkpoint. DataError where its metrics.json is not of an evaluation, which
+    would be written over."""
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
+    path = out / "metrics.json"
+    if os.path.lexists(path):
+        try:
+            before = read_json(path, 2 ** 28)
+        except DataError:
+            before = None
+        if not (isinstance(before, dict) and "baseline_copy_nearest" in before):
+            raise DataError(f"{path}: not of an evaluation, and it stays; move it away or name another --out")
+    return out
 
 
 def command_line() -> str:
