@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -86,8 +87,9 @@ def test_a_checkpoint_that_knows_no_scene_asks_for_one_or_takes_the_given(box_fo
 
 # ------------------------------------------------------------------------- 2. what is there is not rewritten
 
-@pytest.mark.parametrize("name, text", [("log.csv", "my,own,log\n"), ("log.csv", "step,mine\n" + "1,2\n" * 100),
-                                        ("curves.png", "mine"), ("checkpoint_5.pt", "mine")])
+@pytest.mark.parametrize("name, text", [
+    ("log.csv", "my,own,log\n"), ("log.csv", "step,mine\n" + "1,2\n" * 100), ("curves.png", "mine"),
+    ("checkpoint_5.pt", "mine")])
 def test_a_run_is_not_started_over_somebodys_files(box_folder, tmp_path, name, text):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_text(text)
@@ -134,7 +136,7 @@ def test_names_with_dollars_spaces_and_accents_come_through_a_whole_training(box
     assert there == {"metrics.json", "room$x_{$ é.png"} and (tmp_path / "runs $\\lr$/curves.png").exists()
 
 
-@pytest.mark.parametrize("line", ["train other", "# only a remark", "train SCENE0001_00", "test scene0001_00"])
+@pytest.mark.parametrize("line", ["train other", "# a remark", "train SCENE0001_00", "test scene0001_00"])
 def test_a_split_without_a_scene_to_train_on_is_one_line(box_copy, tmp_path, line):
     (box_copy.parent / "split.txt").write_text(line + "\n")
     process = start("--scene", box_copy.parent, *SMOKE, "--steps", 1, "--out", "run", cwd=tmp_path)
@@ -198,7 +200,7 @@ def test_a_planted_pipe_or_link_in_a_run_is_not_waited_for_or_followed(box_folde
     assert not (tmp_path / "run/elsewhere").exists() and "Traceback" not in said(tmp_path)
 
 
-# ---------------------------------------------------------------------- 7. and 10.: pipes, two imports at once
+# -------------------------------------------------------------------- 7. and 10.: pipes, two imports at once
 
 def capture(folder: Path, box) -> Path:
     """The box as a nerfstudio capture."""
@@ -253,6 +255,21 @@ def test_an_import_into_the_download_never_says_to_delete_it(tmp_path, box):
     refused(start("all/cap", "--out", "all", cwd=tmp_path, script="tools.import_scenes.py"), tmp_path,
             "all/cap: the download itself", "choose another --out")
     assert "delete" not in said(tmp_path) and tree(tmp_path / "all") == before
+
+
+# ---------------------------------------------------------------------------------------- 11. two processes
+
+def test_of_two_processes_one_says_what_is_wrong_with_the_data_and_both_end(box_copy, tmp_path):
+    (box_copy / "color/6.jpg").write_bytes(b"rubbish")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    both = [start("--scene", box_copy.parent, *SMOKE, "--steps", 1, "--out", "run", cwd=tmp_path, RANK=str(i),
+                  LOCAL_RANK=str(i), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                  MASTER_PORT=port) for i in range(2)]
+    assert [process.wait(120) for process in both] == [2, 2], said(tmp_path)
+    assert said(tmp_path).count("error: ") == 1 and "Traceback" not in said(tmp_path)
+    assert "color/6.jpg" in said(tmp_path) and not (tmp_path / "run/checkpoint.pt").exists()
 
 
 # ------------------------------------------------------------------------------------- 6. memory has a bound

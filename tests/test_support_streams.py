@@ -52,8 +52,12 @@ def test_a_full_disk_behind_a_stream_is_still_an_error(tmp_path):
 
 
 def test_a_name_that_the_terminal_cannot_write_is_escaped(tmp_path):
-    program = ("from support.files import DataError, run_script\ndef main():\n    print('caf\\u00e9 \\udce9')\n"
-               "    raise DataError('caf\\u00e9\\nerror: \\udce9 \\x1b[2J')\nrun_script(main)")
+    program = """
+from support.files import DataError, run_script
+def main():
+    print('caf\\u00e9 \\udce9')
+    raise DataError('caf\\u00e9\\nerror: \\udce9 \\x1b[2J')
+run_script(main)"""
     process = start(tmp_path, program=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                     environment={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     out, errors = process.communicate(timeout=60)
