@@ -415,12 +415,12 @@ def summary(folder: Path, written: Written, usable: int, depths: Range | None, l
     splits = [frame["split"] for frame in written.frames if "split" in frame]
     counts = ", ".join(f"{splits.count(split)} {split}" for split in dict.fromkeys(splits))
     wide = 2 * np.degrees(np.arctan(written.size[1] / 2 / written.K[0, 0]))
-    line = f"{folder}: {usable} frames of {sides(written.size)}, {wide:.0f} degrees wide"
+    line = f"{folder}: {usable} frames of {sides(written.size)}"
     if lost:
         line += f" ({lost} more without a pose)"
     if counts:
         line += f" ({counts})"
-    line += f", {'' if labels else 'no '}labels, {'' if depth else 'no '}depth, "
+    line += f", {wide:.0f} degrees wide, {'' if labels else 'no '}labels, {'' if depth else 'no '}depth, "
     if depths:
         line += f"near {depths.near:.4g}, far {depths.far:.4g} "
         line += f"({depths.why}; edit near_far.txt if you know better)"
