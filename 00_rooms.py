@@ -35,6 +35,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import numpy as np
 
+from support.files import run_script
 from support.labels import SCANNET20
 from support.rooms import VARIED, VERSION
 from support.rooms.bounds import rectangles
@@ -184,7 +185,7 @@ def write_scene(folder, seed, frames, width, height):
     for nyu, categories in RAW.items():
         raw[nyu] = list(categories.values())[seed % len(categories)]
     for name in ("color", "depth", "pose", "intrinsic", "label-filt"):
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir()
     K4 = np.eye(4)
     K4[:3, :3] = K
     for kind in ("color", "depth"):
@@ -199,10 +200,11 @@ def write_scene(folder, seed, frames, width, height):
     (folder / "room.json").write_text(json.dumps(about, indent=1))
 
 
-def write_room(root, name, seed, frames=24, width=320, height=240):
+def write_room(root, name, seed, frames=24, width=320, height=240, mark=""):
     """Write room `seed` as <root>/<name>; the folder appears whole or not at all. -> name."""
     size = dict(seed=seed, frames=frames, width=width, height=height)
-    write_whole(Path(root) / name, settings(**size), partial(write_scene, **size))
+    Path(root).mkdir(parents=True, exist_ok=True)
+    write_whole(Path(root) / name, settings(**size), partial(write_scene, **size), mark)
     return name
 
 
@@ -239,4 +241,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

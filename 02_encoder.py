@@ -21,11 +21,12 @@ Run: python 02_encoder.py     Test: pytest tests/test_02_encoder.py
 """
 import time
 from importlib import import_module
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support.files import run_script, save_picture
 
 STRIDE = 4        # image pixels from one feature to the next: L1 and L2 halve, the rest comes back to 1/4
 CHANNELS = 32     # C, the width of the features and of the 3D contextual space
@@ -191,10 +192,8 @@ def main() -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle("Table 8: (V, 3, 240, 320) → (V, 32, 60, 80), main directions as RGB")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/02_encoder.png", dpi=110)
-    print("picture: outputs/02_encoder.png")
+    save_picture(figure, "outputs/02_encoder.png", 110)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -18,12 +18,13 @@ Dimension key: R rays, S samples, V source views, C channels, A heads, D head di
 Run: python 04_cra.py     Test: pytest tests/test_04_cra.py
 """
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
+
+from support.files import run_script, save_picture
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535                                          # sequences that a CUDA kernel takes at once
@@ -181,10 +182,8 @@ def main() -> None:
         axis.imshow((reach + 1e-3).log10(), cmap="cividis", vmin=-3)
         axis.set(title=f"{mode}: {(reach > 0).float().mean():.0%} of the pairs", xlabel="token that is read")
     figure.suptitle("Which token (row) of a ray reads which: two sparse hops go where dense does")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/04_cra.png", dpi=100)
-    print("picture: outputs/04_cra.png")
+    save_picture(figure, "outputs/04_cra.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,10 +20,11 @@ differences) + 1, the view's visibility (Table 11, L3); the table lists only the
 Dimension key: R rays, S samples, V source views, C channels, L classes.
 Run: python 05_weighting.py     Test: pytest tests/test_05_weighting.py
 """
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from support.files import run_script, save_picture
 
 
 def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:  # exercise: eq. 3
@@ -132,10 +133,8 @@ def main() -> None:
         axis.set_axis_off()
     axes[0].legend(loc="upper left", frameon=False)
     figure.suptitle("Eq. 3 for three views: a corner is all weight on one view, the centre is the mean")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/05_weighting.png", dpi=100)
-    print("picture: outputs/05_weighting.png")
+    save_picture(figure, "outputs/05_weighting.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,12 +19,13 @@ Dimension key: R rays, S samples per ray, V source views, C channels.
 Run: python 06_geometry_render.py     Test: pytest tests/test_06_geometry_render.py
 """
 from importlib import import_module
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support.files import run_script, save_picture
 
 cra = import_module("04_cra")                # L9 is Table 9's attention: MultiHeadAttention, sample_positions
 
@@ -195,10 +196,8 @@ def main() -> None:
     axis.plot(fine[0], torch.full((S,), -0.2), "|", ms=16, color="#d55e00", label="fine samples")
     axis.set(title="Coarse to fine along one ray", ylabel="weight", xlabel="depth along z (m)")
     axis.legend(frameon=False)
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/06_geometry_render.png", dpi=100)
-    print("picture: outputs/06_geometry_render.png")
+    save_picture(figure, "outputs/06_geometry_render.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -54,14 +54,14 @@ class Config:
     L11, what was measured (docs/choices.md)."""
     height: int = setting(240, "image height (section 1: 320x240 on ScanNet)", least=32)
     width: int = setting(320, "image width", least=32)
-    views: int = setting(8, "V, source views (section 1)", least=1)
-    pool: int = setting(12, "sources are sampled from this many nearest views", least=1)
+    views: int = setting(8, "V, source views (section 1)", least=1, most=1000)
+    pool: int = setting(12, "sources are sampled from this many nearest views", least=1, most=1000000)
     angle_weight: float = setting(1.0, "metres that a radian between viewing directions counts in 'nearest'")
     every: int = setting(1, "take every n-th frame of a scan", least=1)
-    targets: int = setting(1, "target views a step, each of a scene of its own", least=1)
-    rays: int = setting(1024, "R, rays a step, shared among its targets", least=1)
-    coarse: int = setting(64, "S, coarse samples a ray", least=1)
-    fine: int = setting(64, "fine samples a ray", least=1)
+    targets: int = setting(1, "target views a step, each of a scene of its own", least=1, most=1000)
+    rays: int = setting(1024, "R, rays a step, shared among its targets", least=1, most=10 ** 6)
+    coarse: int = setting(64, "S, coarse samples a ray", least=1, most=4096)
+    fine: int = setting(64, "fine samples a ray", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
     spacing: str = setting("linear", "of coarse samples along z", choices=("linear", "disparity", "mix"))
@@ -75,14 +75,14 @@ class Config:
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the loss on the source views' labels (not the paper's)")
-    extra_views: int = setting(0, "views of other scenes, for each target, for that loss alone", least=0)
+    extra_views: int = setting(0, "views of other scenes a target, for that loss alone", least=0, most=1000)
     colour_jitter: float = setting(0.0, "a scene's light changes up to so much (not the paper's)", least=0)
     steps: int = setting(260_000, "training steps (section 1)", least=1)
     lr: float = setting(1e-3, "Adam's first learning rate, after a warm-up over 1% of the steps")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
-    train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)", least=0)
-    test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)", least=0)
+    train_rooms: int = setting(60, "--scene rooms: rooms to train on (section 1: 60)", least=0, most=5000)
+    test_rooms: int = setting(10, "--scene rooms: others to evaluate on (section 1: 10)", least=0, most=1000)
     seed: int = setting(0, "seed of weights and of every random draw")
 
 
@@ -393,7 +393,7 @@ def main() -> None:
     model, take_step = import_module("fast").faster(model, training_step, args)   # the same numbers, sooner
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:
-        optimiser.load_state_dict(state["optimiser"])
+        runs.resume_optimiser(optimiser, state, out)
     else:
         out, lock = runs.free_folder(args.out, name) if rank == 0 else (Path(os.devnull), None)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)

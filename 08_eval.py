@@ -21,7 +21,6 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")    # read when torch starts its threads: do not spin
 
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import evaluating, films, machine, pictures, processes
-from support.files import DataError, run_script, write_atomically
+from support.files import DataError, run_script, write_json
 
 rooms = import_module("00_rooms")          # make_rooms, where there is no dataset
 data = import_module("01_data")            # Scene, protocol, nearest_views
@@ -265,7 +264,7 @@ def main() -> None:
         fly_through(model, scenes[0], Path(args.video), f"{names[0]} ({title})", args.frames, args.views,
                     args.chunk)
         return
-    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
+    out = evaluating.out_folder(args)
     metrics = evaluate(model, scenes, out, title, args.views, args.chunk, args.preview,
                        lpips_metric(device) if args.lpips else None)
     processes.leave_processes()
@@ -278,7 +277,7 @@ def main() -> None:
                 "config": asdict(c), "train_seconds": run["seconds"], "seconds": time.time() - start,
                 "train_command": run["command"], "command": evaluating.command_line(),
                 "hardware": evaluating.hardware()}
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
+    write_json(out / "metrics.json", metrics)
     print_table(metrics)
     print(f"LPIPS (VGG): {metrics['lpips']:.4f}" if args.lpips
           else "LPIPS: not run (--lpips; needs requirements-lpips.txt)")

@@ -17,7 +17,6 @@ is NeRF. The training views are the protocol's 8 source and 8 fine-tuning views,
 Dimension key: R rays, S samples, F octaves, L classes.     Test: pytest tests/test_09_semantic_nerf.py
 """
 import argparse
-import json
 import math
 import sys
 import time
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from support import evaluating, machine, runs, settings
-from support.files import DataError, run_script, write_atomically
+from support.files import DataError, run_script, write_json
 from support.settings import setting
 
 data = import_module("01_data")                    # Scene, protocol, rays
@@ -45,13 +44,13 @@ class Config:
     """Every setting. Defaults: NeRF's and Semantic-NeRF's."""
     height: int = setting(240, "image height", least=1)
     width: int = setting(320, "image width", least=1)
-    layers: int = setting(8, "hidden layers; the input enters again after the middle one", least=1)
-    hidden: int = setting(256, "their width", least=1)
-    frequencies: int = setting(10, "octaves of the positional encoding of x")
-    direction_frequencies: int = setting(4, "and of the direction")
-    rays: int = setting(1024, "R, rays a step, from all training views", least=1)
-    coarse: int = setting(64, "coarse samples a ray", least=1)
-    fine: int = setting(128, "fine samples a ray; the fine network sees them and the coarse ones", least=1)
+    layers: int = setting(8, "hidden layers; the input enters again after the middle one", least=1, most=64)
+    hidden: int = setting(256, "their width", least=1, most=8192)
+    frequencies: int = setting(10, "octaves of the positional encoding of x", least=0, most=64)
+    direction_frequencies: int = setting(4, "and of the direction", least=0, most=64)
+    rays: int = setting(1024, "R, rays a step, from all training views", least=1, most=10 ** 6)
+    coarse: int = setting(64, "coarse samples a ray", least=1, most=4096)
+    fine: int = setting(128, "fine samples a ray; the fine network sees both", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
     lambda1: float = setting(0.04, "weight of the semantic loss (0: a NeRF)")
@@ -166,13 +165,12 @@ def new_model(views: "data.Views", config: Config) -> SemanticNeRF:
 
 def load(path: str | Path) -> SemanticNeRF:
     """A model from the checkpoint of a run. DataError if it is none."""
+    state = runs.load_state(Path(path), "Semantic-NeRF")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         model = SemanticNeRF(settings.read_settings(Config, state["config"], {}, {}), torch.zeros(3), 1.0)
         model.load_state_dict(state["model"])                                 # centre and scale, too
-    except Exception as error:                # missing, damaged, foreign
-        reason = str(error).splitlines()[0][:120]
-        raise DataError(f"{path}: not a Semantic-NeRF ({reason}); train it again") from None
+    except Exception as error:                # of another model
+        raise runs.not_a_checkpoint(path, error, "Semantic-NeRF") from None
     return model
 
 
@@ -250,9 +248,9 @@ def main() -> None:
         print(f"step {step}: {miou}{metrics['psnr']:.2f} dB after {seconds:.0f} s of training", flush=True)
     metrics |= {"data": scene.name, "steps": step, "train_seconds": seconds, "history": history,
                 "config": asdict(config), "command": evaluating.command_line()}
-    write_atomically(out / "metrics.json", lambda file: file.write(json.dumps(metrics, indent=1).encode()))
+    write_json(out / "metrics.json", metrics)
     state = {"model": model.state_dict(), "config": asdict(config), "step": step}
-    write_atomically(out / "checkpoint.pt", lambda file: torch.save(state, file))     # last: it is complete
+    runs.write_state(out / "checkpoint.pt", state)                            # last: it is complete
     evaluation.print_table(metrics, "Semantic-NeRF")
     print(f"\n{step} steps in {seconds:.0f} s; weights, metrics.json and the picture in {out}")
 

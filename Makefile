@@ -30,7 +30,7 @@ notebooks: .venv/installed
 		--ExecutePreprocessor.timeout=600 notebooks/*.ipynb
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 to 3.13 is needed, this is " + sys.version'
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is " + sys.version'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	@touch $@

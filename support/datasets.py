@@ -103,6 +103,13 @@ def trained_on(dataset: Dataset, scenes: list[str]) -> Dataset:
     return Dataset(dataset.kind, dataset.root, list(scenes), test)
 
 
+def check_training(dataset: Dataset) -> None:
+    """DataError unless there is a scene to train on."""
+    if not dataset.train:
+        raise DataError(f"{dataset.root}: no scene to train on; for testing there are {some(dataset.test)}; "
+                        "change the split's lines 'train NAME', or name scenes with --scenes")
+
+
 def check_names(names: list[str], where: str) -> None:
     """DataError unless these are plain folder names: a list of scenes must not lead out of the folder of
     scenes."""
@@ -130,11 +137,21 @@ def split_by_space(names: list[str], split_file: Path | None = None) -> tuple[li
     """
     if split_file:
         part = read_split(Path(split_file))
+        if not set(part) & {space(name) for name in names}:
+            raise DataError(f"{split_file}: names none of the scenes that are there; it has {some(part)}, "
+                            f"there "
+                            f"are {some(names)} (letter case counts)")
     else:
         spaces = sorted({space(n) for n in names})
         held_out = spaces[6::7] or spaces[1:][-1:]                            # fewer than seven: the last
         part = {s: "test" if s in held_out else "train" for s in spaces}
     return tuple([n for n in names if part.get(space(n)) == side] for side in ("train", "test"))
+
+
+def some(names) -> str:
+    """The first few of these names, for a message."""
+    names = list(names)
+    return (", ".join(names[:4]) + ", ..." * (len(names) > 4))[:200] or "none"
 
 
 def read_split(path: Path) -> dict[str, str]:

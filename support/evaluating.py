@@ -3,7 +3,9 @@
 Test: pytest tests/test_08_eval.py
 """
 import argparse
+import os
 import platform
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from support.datasets import check_names, find_dataset, space
-from support.files import DataError
+from support.files import DataError, read_json, shown
 from support.films import check_video
 from support.frames import decode_all
 from support.labels import Classes, other_classes
@@ -108,9 +110,11 @@ def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tu
     names = args.scenes.split(",") if args.scenes else None
     if args.scene is None and args.data is None:
         kind, root, scenes = run["data"], Path(run["root"]), names or run["test"]
+        if not scenes:
+            raise DataError(f"{args.checkpoint}: says of no scene that it was kept for testing; give --scene")
+        # weights trained elsewhere: rooms are made anew, never where a checkpoint says
         if kind == "rooms" and not all((root / name / "color").is_dir() for name in scenes):
-            given = str(root) if root.is_dir() else None                      # weights trained elsewhere
-            root = find_dataset("rooms", given, 0, config.test_rooms, make_rooms).root
+            root = find_dataset("rooms", None, 0, config.test_rooms, make_rooms).root
     else:
         dataset = find_dataset(args.scene or "scannet", args.data, 0, config.test_rooms, make_rooms, names,
                                args.split)
@@ -143,7 +147,7 @@ def introduce(checkpoint: str, state: dict, kind: str, root: Path, names: list[s
     known = []
     if Path(state["run"]["root"]) == root:
         known = sorted({space(name) for name in state["run"]["train"]} & {space(name) for name in names})
-    print(f"{checkpoint}, step {state['step']}, on {kind} in {root}: {', '.join(names)}")
+    print(f"{checkpoint}, step {state['step']}, on {kind} in {shown(root)}: {', '.join(names)}")
     print(f"seen in training (their test views were not): {', '.join(known)}" if known
           else "none of these was seen in training")
     return known
@@ -176,9 +180,24 @@ def warn(scenes: list, classes: Classes) -> None:
         print(f"LABELS ARE NOT COMPARED: {other_classes(classes, strange[0].classes)}; colour and depth are")
 
 
+def out_folder(args: argparse.Namespace) -> Path:
+    """--out, or eval beside the checkpoint. DataError where its metrics.json is not of an evaluation, which
+    would be written over."""
+    out = Path(args.out) if args.out else Path(args.checkpoint).parent / "eval"
+    path = out / "metrics.json"
+    if os.path.lexists(path):
+        try:
+            before = read_json(path, 2 ** 28)
+        except DataError:
+            before = None
+        if not (isinstance(before, dict) and "baseline_copy_nearest" in before):
+            raise DataError(f"{path}: not of an evaluation, and it stays; move it away or name another --out")
+    return out
+
+
 def command_line() -> str:
     """What the user typed."""
-    return " ".join(["python", *sys.argv])
+    return f"python {shlex.join(sys.argv)}"
 
 
 def hardware() -> str:

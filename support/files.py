@@ -43,6 +43,11 @@ def shown(text) -> str:
                    for c in str(text))
 
 
+def figure_text(text) -> str:
+    """A name as matplotlib shows it: as it is, not as mathematics."""
+    return shown(text).replace("$", r"\$")
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(). Bad input, a folder that cannot be read or written, or too little memory ends it
     with one clear line and status 2."""
@@ -112,10 +117,13 @@ def read_bytes(path: Path, limit: int, missing: str = "copy or export it again")
 
 def read_text(path: Path, limit: int, missing: str = "copy or export it again") -> str:
     """A text file of at most `limit` bytes, UTF-8 with or without its mark. DataError otherwise."""
+    content = read_bytes(path, limit, missing)
     try:
-        return read_bytes(path, limit, missing).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from None
+        if b"\0" in content:
+            raise ValueError("not text")
+        return content.decode("utf-8-sig")
+    except ValueError as error:                # or UnicodeDecodeError, which is one
+        raise DataError(f"{path}: cannot be read ({reason(error)}); copy or export it again") from None
 
 
 def read_json(path: Path, limit: int = 50_000_000, missing: str = "copy or export it again") -> Any:
@@ -167,7 +175,7 @@ def decoded(file) -> np.ndarray:
     the three of a screen."""
     image = file.read(index=0)
     if file.metadata(index=0)["mode"] == "CMYK":
-        image = np.asarray(Image.fromarray(image, "CMYK").convert("RGB"))
+        image = np.array(Image.fromarray(image, "CMYK").convert("RGB"))
     return image
 
 
@@ -259,6 +267,12 @@ def write_atomically(path: Path, write: Callable) -> None:
     except OSError as error:
         error.filename = str(path)            # not the temporary one
         raise
+
+
+def save_picture(figure, path: str, dpi: int = 100) -> None:
+    """Write a matplotlib figure as png, and say where."""
+    write_atomically(Path(path), lambda file: figure.savefig(file, dpi=dpi, format="png"))
+    print(f"picture: {path}")
 
 
 def write_json(path: Path, value) -> None:

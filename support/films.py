@@ -12,7 +12,7 @@ import torch
 from PIL import Image  # imageio's own: it reads and writes pictures with it
 from torch import Tensor
 
-from support.files import DataError, write_atomically
+from support.files import DataError, figure_text, write_atomically
 from support.labels import SCANNET, Classes
 from support.pictures import colour_labels
 
@@ -89,10 +89,10 @@ def empty_frame(shots: list[dict], title: str, panel: int, classes: Classes, far
     figure.colorbar(panels[2], cax=bar).set_label("m", fontsize=font)
     bar.tick_params(labelsize=0.85 * font)
     squares = [Patch(facecolor=np.array(classes.colours[label]) / 255, edgecolor="black", lw=0.5,
-                     label=classes.names[label]) for label in present]
+                     label=figure_text(classes.names[label])) for label in present]
     figure.legend(handles=squares, loc="lower center", ncols=7, fontsize=font, frameon=False,
                   columnspacing=1.2, handlelength=1.2, borderaxespad=0.1)
-    figure.suptitle(title, fontsize=1.1 * font, y=1 - 8 * scale / height)
+    figure.suptitle(figure_text(title), fontsize=1.1 * font, y=1 - 8 * scale / height)
     return figure, panels
 
 

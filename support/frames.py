@@ -364,7 +364,7 @@ class SceneFolder:
 
 class Memory:
     """A bound for what is decoded at a time: so many pixels, whatever the number of threads. (A pixel takes
-    some 20 bytes until it is resized.)"""
+    some 30 bytes until it is resized.)"""
 
     def __init__(self, pixels: int):
         self.total = self.left = pixels
@@ -385,7 +385,7 @@ class Memory:
                 self.changed.notify_all()
 
 
-MEMORY = Memory(MAX_PIXELS)                    # one of the largest images allowed, or many small ones
+MEMORY = Memory(MAX_PIXELS // 2)               # one large image, or many small ones
 
 
 def digest(text: str) -> str:

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from support.files import DataError, read_text
+from support.files import MAX_IMAGE_BYTES, DataError, read_text
 from support.processes import rank_and_world
 
 ENDINGS = {"color": (".jpg", ".png", ".jpeg"), "pose": (".txt",), "depth": (".png",), "label-filt": (".png",),
@@ -72,7 +72,7 @@ def same_photographs(paths: dict[int, Path]) -> list[int]:
     """Frames whose image file equals an earlier one's, byte for byte. Only files of one length are read."""
     lengths = defaultdict(list)
     for number, path in paths.items():
-        if path.is_file():
+        if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES:
             lengths[path.stat().st_size].append(number)
     known, again = set(), []
     for numbers in lengths.values():

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from support.files import write_atomically
+from support.files import figure_text, write_atomically
 from support.labels import IGNORE, SCANNET, Classes
 
 ORANGE = (0.84, 0.37, 0.0)
@@ -53,7 +53,7 @@ def evaluation_sheet(path: Path, title: str, shots: list[dict], has_labels: bool
                             "of full scale" if column == 2 else unit)
         miou = f"\n{shot['miou']:.0f} mIoU" if shot["miou"] is not None else ""
         axes[row, 0].set_ylabel(f"view {shot['frame']}\n{shot['psnr']:.1f} dB{miou}", fontsize=9)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(figure_text(title), fontsize=12)
     write_atomically(path, lambda file: figure.savefig(file, dpi=100, format="png"))
     plt.close(figure)
 
@@ -112,7 +112,7 @@ def class_bars(axis, shots: list[dict], scores: dict, classes: Classes, has_labe
         axis.text((x or 0) + 2, i, missing if x is None else f"{x:.0f}", va="center", fontsize=8)
         # a square of the class's colour, for bars too short to show it
         axis.plot(-7, i, "s", ms=8, mfc=palette[label], mec="black", mew=0.5, clip_on=False)
-    axis.set_yticks(range(len(there)), [classes.names[label] for label in there])
+    axis.set_yticks(range(len(there)), [figure_text(classes.names[label]) for label in there])
     axis.tick_params(axis="y", length=0, pad=14, labelsize=9)
     axis.set(xlim=(0, 112), xlabel="IoU, %")
     mean = f": {scores['miou']:.1f} mIoU" if scores["miou"] is not None else ""

@@ -4,6 +4,7 @@ Test: pytest tests/test_support_starting.py
 """
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, find_dataset
-from support.files import MAX_PIXELS, DataError
+from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, check_training, find_dataset
+from support.files import MAX_PIXELS, DataError, shown
 from support.frames import decode_all
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
@@ -151,13 +152,15 @@ def training_frames(scene, run: dict, views: int, protocol) -> list[int]:
 
 def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[dict, str]:
     """What a run says of its data: "data" (kind), "root", "train", "test" ...; and the name of its folder."""
-    if args.resume:                                                           # the run knows its data
-        return dict(state["run"]), name
+    if args.resume:                           # the run knows its data, unless that was moved
+        moved = {"root": args.data, "labels": args.labels}
+        return {**state["run"], **{key: path for key, path in moved.items() if path}}, name
     names = args.scenes.split(",") if args.scenes else None
     found = find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, make_rooms, names,
                          args.split, varied_rooms=args.varied_rooms)
     if args.finetune and not names:
         found.train = found.test[:1] or found.train[:1]                       # one unseen scene
+    check_training(found)
     # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of
     # training
     test = found.train if args.finetune else found.test or found.train
@@ -169,6 +172,10 @@ def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[d
 
 def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[list, list]:
     """The run's training scenes, decoded, and what may be drawn of each."""
+    if not run["train"]:
+        raise DataError(f"{args.out}: its checkpoint names no scene to train on, so it cannot be resumed; "
+                        f"go on "
+                        "from it with --finetune")
     check_names(run["train"] + run["test"], run["root"])
     quiet = rank_and_world()[0] > 0
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=quiet) as bar:
@@ -178,8 +185,8 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
     frames = [training_frames(scene, run, config.views, protocol) for scene in scenes]
     same = set(run["train"]) & set(run["test"])
     note = " (the same: their 4 test views are kept out of training)" if same else ""
-    print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to "
-          f"evaluate on{note}", flush=True)
+    print(f"data: {run['data']} in {shown(run['root'])}; {len(scenes)} scenes to train on, "
+          f"{len(run['test'])} to evaluate on{note}", flush=True)
     own = [scene.name for scene in scenes if scene.near_far]
     if own:
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "
@@ -222,7 +229,7 @@ def load_data(args, config, state: dict | None, name: str, data, rooms) -> tuple
     data: 01."""
     with first_on_this_machine():
         run, name = find_run(args, config, state, name, rooms.make_rooms)
-        run["command"] = " ".join([launcher(), *sys.argv])
+        run["command"] = f"{launcher()} {shlex.join(sys.argv)}"
         scenes, frames = open_scenes(args, config, run, data.Scene, data.protocol)
     return run, scenes, frames, classes_of(scenes, state, run["root"]), name
 
@@ -241,8 +248,9 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
     if args.encoder or args.init:
         parts = ("encoder.", "source_head.") if args.encoder else ("",)
         weights = {k: x.float() for k, x in read_state(Path(path))["model"].items() if k.startswith(parts)}
-        if weights["source_head.weight"].shape != model.source_head.weight.shape:
-            raise DataError(f"{path}: for {len(weights['source_head.bias'])} classes, the scenes have "
+        head = weights.get("source_head.weight", torch.empty(0))
+        if head.shape != model.source_head.weight.shape:
+            raise DataError(f"{path}: for {len(head)} classes, the scenes have "
                             f"{len(model.classes.names)}; name another checkpoint")
     try:
         model.load_state_dict(model.state_dict() | weights)
@@ -254,8 +262,10 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
 
 def resume_command(args, out: Path) -> str:
     """The command line that continues this run."""
-    cache = f" --cache {args.cache}" if args.cache != "cache" else ""
-    return f"{launcher()} {sys.argv[0]} --resume --out {out}{cache}"
+    given = {"--cache": args.cache if args.cache != "cache" else None, "--data": args.resume and args.data,
+             "--labels": args.resume and args.labels}
+    more = [word for flag, value in given.items() if value for word in (flag, value)]
+    return f"{launcher()} {shlex.join([sys.argv[0], '--resume', '--out', str(out), *more])}"
 
 
 def evaluate(script: Path, out: Path, args) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 runs, pictures = import_module("support.runs"), import_module("support.pictures")
-run_script = import_module("support.files").run_script
+run_script, KINDS = import_module("support.files").run_script, import_module("fuzz_kinds").KINDS
 SECONDS, MEMORY = 20, 2 ** 30                                    # for a case, beyond what a good scene takes
 TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1)
 
@@ -134,7 +134,7 @@ def lists(path, files, rng):
     (files[0].parent.parent.parent / "split.txt").write_text(line + "\n")
 
 
-DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists]
+DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists, *KINDS]
 
 
 def damaged(scans: Path, rng: random.Random) -> list[str]:
@@ -144,9 +144,15 @@ def damaged(scans: Path, rng: random.Random) -> list[str]:
     done = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         some = rare if rng.random() < 0.25 else files
-        path = rng.choice([p for p in some if p.is_file() and not p.is_symlink()])
-        act = rng.choice(DAMAGE)
-        act(path, files, rng)
+        there = [p for p in some if p.is_file() and not p.is_symlink()]
+        if not there:                         # the scene has another name by now
+            break
+        path, act = rng.choice(there), rng.choice(DAMAGE)
+        try:
+            act(path, files, rng)
+        except (OSError, SyntaxError, ValueError, IndexError, StopIteration):
+            if not done:                      # only what is damaged already may be damaged too much for it
+                raise
         done.append(f"{act.__name__} {path.relative_to(scans)}")
     return done
 
@@ -158,7 +164,7 @@ def arguments(work: Path, number: int) -> tuple[str, list[str]]:
     where = ["--scene", str(work / "scans") if number % 3 else str(work / "scans" / "scene0001_00"),
              "--cache", str(work / "cache")]
     if number % 2:
-        checkpoint = str(work.parent / "tiny.pt")
+        checkpoint = str(work / "tiny.pt" if (work / "tiny.pt").exists() else work.parent / "tiny.pt")
         return "08_eval.py", [*where, "--checkpoint", checkpoint, "--out", str(work / "eval")]
     flags = [x for key, value in TINY.items() for x in (f"--{key}", str(value))]
     return "07_train.py", [*where, *flags, "--out", str(work / "run"), "--device", "cpu", "--no-eval"]

@@ -8,6 +8,8 @@ from importlib import import_module
 import numpy as np
 import pytest
 
+from support.files import DataError
+from support.labels import CLASSES_CSV, LABELS_TSV
 from support.rooms import VARIED, classes, export, furniture
 from support.rooms.house import make_room
 from support.rooms.materials import colour, material
@@ -191,18 +193,16 @@ def test_the_label_table_names_every_label_of_a_room_once(tmp_path):
     assert used <= {int(row["nyu40id"]) for row in rows} and len(used) == 23
 
 
-def write(root, name, seed):
+def write(root, name, seed, mark=""):
     """A room of one file."""
     def whole(folder):
-        folder.mkdir()
         (folder / "seed.txt").write_text(str(seed))
-        (folder / "room.json").write_text(f'{{"seed": {seed}}}')
-    export.write_whole(root / name, {"seed": seed}, whole)
+        (folder / "room.json").write_text(f'{{"generator": "00_rooms.py", "seed": {seed}}}')
+    export.write_whole(export.Path(root) / name, {"seed": seed}, whole, mark)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     def dies(folder):
-        folder.mkdir()
         (folder / "half").write_text("")
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
@@ -218,7 +218,6 @@ def test_a_room_that_another_process_made_meanwhile_stays(tmp_path):
     def overtaken(folder):
         write(tmp_path, "room", 1)  # the other process
         (tmp_path / "room/seed.txt").write_text("theirs")
-        folder.mkdir()
     export.write_whole(tmp_path / "room", {"seed": 1}, overtaken)
     assert (tmp_path / "room/seed.txt").read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1
 
@@ -226,15 +225,59 @@ def test_a_room_that_another_process_made_meanwhile_stays(tmp_path):
 def test_only_missing_rooms_are_written_and_old_remains_are_cleared(tmp_path):
     calls = []
 
-    def job(root, name, seed):
+    def job(root, name, seed, mark):
         calls.append(seed)
-        write(export.Path(root), name, seed)
+        write(export.Path(root), name, seed, mark)
     write(tmp_path, "room0002_00", 2)
     write(tmp_path, "room0003_00", 4)
-    stale, fresh = tmp_path / ".room0009_00.1.tmp", tmp_path / ".room0008_00.1.tmp"
+    stale, fresh = tmp_path / ".room0009_00.1.part", tmp_path / ".room0008_00.1.part"
     stale.mkdir(), fresh.mkdir()
     os.utime(stale, (time.time() - 7200,) * 2)
     names = export.write_missing(tmp_path, [3, 1, 2], lambda seed: {"seed": seed}, job, workers=1)
     assert names == ["room0003_00", "room0001_00", "room0002_00"] and calls == [3, 1]
     assert (tmp_path / "room0003_00/seed.txt").read_text() == "3" and not stale.exists() and fresh.exists()
     assert (tmp_path / "scannetv2-labels.combined.tsv").exists()
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_text("notes"),
+                                  lambda p: p.symlink_to("nowhere")])
+def test_what_is_no_room_of_ours_is_never_replaced(tmp_path, make):
+    make(tmp_path / "room0003_00")
+    before = os.lstat(tmp_path / "room0003_00")
+    with pytest.raises(DataError, match="room0003_00: not a room that 00_rooms.py made"):
+        export.write_missing(tmp_path, [3], lambda seed: {"seed": seed}, write, workers=1)
+    assert os.lstat(tmp_path / "room0003_00").st_ino == before.st_ino
+    assert [path.name for path in tmp_path.iterdir()] == ["room0003_00"]
+
+
+def test_a_label_table_that_is_there_stays(tmp_path):
+    table, job = tmp_path / LABELS_TSV, dict(about=lambda seed: {"seed": seed}, write=write, workers=1)
+    classes.write_label_table(table)
+    mine = table.read_bytes() + b"1400\tmine\tmine\t1\t1" + 12 * b"\t" + b"\r\n"
+    table.write_bytes(mine)
+    export.write_missing(tmp_path, [1], **job)
+    assert table.read_bytes() == mine and (tmp_path / "room0001_00").is_dir()
+    other = mine.replace(b"\t4\t\tbed", b"\t5\t\tbed")                     # a bed is a chair here
+    assert other != mine
+    for name, content in ((LABELS_TSV, other), (CLASSES_CSV, b"id,name,colour\n1,a,#000000\n")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}: .*name another folder"):
+            export.write_missing(tmp_path, [2], **job)
+        assert (tmp_path / name).read_bytes() == content and not (tmp_path / "room0002_00").exists()
+
+
+def test_workers_that_are_stopped_leave_nothing_and_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.secrets, "token_hex", lambda n: "abcdef")
+    (tmp_path / "elsewhere").mkdir()
+    root = tmp_path / "rooms"
+
+    def stopped(root, name, seed, mark):
+        (export.Path(root) / f".{name}.{mark}.part/color").mkdir(parents=True)       # as SIGTERM leaves it
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        export.write_missing(root, [1], lambda seed: {"seed": seed}, stopped, workers=1)
+    assert [path.name for path in root.iterdir()] == [LABELS_TSV]
+    (root / ".room0001_00.abcdef.part").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        export.write_missing(root, [1], lambda seed: {"seed": seed}, write, workers=1)
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -19,7 +19,9 @@ from support import runs
 from support.files import DataError
 from support.labels import SCANNET
 
-STATE = {"step": 3, "run": {}, "config": {}, "model": {"weight": torch.arange(3.0)}}
+RUN = {"data": "path", "root": ".", "train": [], "test": [], "seconds": 0.0, "command": "",
+       "finetuned": False, "labels": None, "validation": 0, "mean": {}}
+STATE = {"step": 3, "run": RUN, "config": {}, "model": {"weight": torch.arange(3.0)}}
 
 
 # ------------------------------------------------------------------------------------------------- the folder
@@ -98,7 +100,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
 
     def full(*_):
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as error:
         runs.write_state(tmp_path / "a.pt", {**STATE, "step": 4})
     assert error.value.filename == str(tmp_path / "a.pt")
@@ -156,7 +158,7 @@ def test_a_checkpoint_holds_weights_settings_classes_step_optimiser_and_run(tmp_
     optimiser = save(tmp_path, 6, train=["a"])
     state = runs.read_state(tmp_path / "checkpoint.pt")
     assert (state["step"], state["config"]) == (6, {"size": 4})
-    assert state["run"] == {"train": ["a"], "seconds": 2.5}
+    assert state["run"] == {**RUN, "train": ["a"], "seconds": 2.5}
     assert state["classes"]["names"] == SCANNET.names and set(state["model"]) == {"weight", "bias"}
     moments = optimiser.state_dict()["state"][0]["exp_avg"]
     assert torch.equal(state["optimiser"]["state"][0]["exp_avg"], moments) and moments.any()

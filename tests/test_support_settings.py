@@ -84,3 +84,20 @@ def test_a_value_of_another_type_in_a_file_is_refused_by_name(saved):
 def test_a_value_out_of_range_in_a_file_is_refused():
     with pytest.raises(DataError, match="--size 1"):
         settings.read_settings(Toy, {"size": 1}, {}, {})
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"size": 10 ** 13}, "--size 1.*: must be at most 1e.12"),
+    ({"rate": float("inf")}, "--rate inf: must be at most"), ({"most": 9}, "--most 9: must be at most 8")])
+def test_a_value_that_no_machine_could_use_is_named(values, words):
+    @dataclass
+    class Bounded(Toy):
+        most: int = settings.setting(4, "bounded", most=8)
+    with pytest.raises(DataError, match=words):
+        settings.check(Bounded(**values))
+    settings.check(Bounded(size=10 ** 12, rate=1e30, most=8))
+
+
+def test_a_truth_value_in_a_file_is_no_number():
+    with pytest.raises(ValueError, match="unusable size"):
+        settings.read_settings(Toy, {"size": True}, {}, {})

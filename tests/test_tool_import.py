@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from dataclasses import asdict
@@ -616,8 +617,9 @@ def test_an_interrupted_import_leaves_whole_scenes_and_goes_on(room, tmp_path, m
     with pytest.raises(DataError, match="the same command continues"):
         run(importer, tmp_path / "c", "--out", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["a"]
-    (tmp_path / "out/.b.importing/color").mkdir(parents=True)                 # as a kill leaves it
-    (tmp_path / "out/.b.importing/color/half.jpg").write_text("x")
+    (tmp_path / "out/.b.1a2b.part/color").mkdir(parents=True)                 # as a kill leaves it
+    for path in (tmp_path / "out/.b.1a2b.part/color", tmp_path / "out/.b.1a2b.part"):
+        os.utime(path, (time.time() - 7200,) * 2)
     stamp = (tmp_path / "out/a/import.json").stat().st_mtime_ns
     run(importer, tmp_path / "c", "--out", tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 
 import fast
-from support.files import run_script, write_atomically
+from support.files import run_script, write_json
 from support.machine import pick_device, prepare_cpu
 from tools import python, tried, workloads
 from tools.measuring import available, forget_peak, hardware, rates
@@ -285,7 +285,7 @@ def curves(args, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     plt.close(figure)
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1))
+    write_json(path.with_suffix(".json"), found)
     print(f"wrote {path} and {path.with_suffix('.json')}")
 
 
@@ -334,7 +334,7 @@ def main() -> None:
     else:
         found |= {part: REPORTS[part](args, machine) for part in args.only}
     if args.json:
-        write_atomically(Path(args.json), lambda file: file.write(json.dumps(found, indent=1).encode()))
+        write_json(Path(args.json), found)
         print(f"wrote {args.json}")
 
 

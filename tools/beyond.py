@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support.files import write_atomically
+from support.files import write_json
 from tools.experiments import Bench, paired, spread, unseen_root
 from tools.pseudo_labels import segment
 
@@ -162,7 +162,7 @@ def beyond(bench: Bench) -> tuple[list, list]:
         path = folder / f"beyond{f'-{stride}' * (stride > 1)}.json"
         if not path.exists():
             found = measure_beyond(folder / "checkpoint.pt", segmenter / "checkpoint.pt", stride)
-            write_atomically(path, lambda file: file.write(json.dumps(found, indent=1).encode()))
+            write_json(path, found)
         runs.append(json.loads(path.read_text()))
     order = ["S-Ray", "2D average, own encoder's", "2D average, the segmenter's"]
     order += [f"{name}, true depth" for name in order]

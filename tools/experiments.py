@@ -42,11 +42,13 @@ def shown(script: str, flags: tuple) -> str:
 
 
 def unseen_root(run: dict) -> Path:
-    """The folder of a run's unseen scenes. Rooms are made where they are not on disk."""
+    """The folder of a run's unseen scenes. Rooms that are not on disk are made in data/rooms. DataError where
+    the run has no unseen scene."""
+    if not run["test"]:
+        raise DataError("the checkpoint says of no scene that it was kept for testing; name another")
     root = Path(run["root"])
     if run.get("data") == "rooms" and not all((root / name / "color").is_dir() for name in run["test"]):
-        where = str(root) if root.is_dir() else None
-        root = find_dataset("rooms", where, 0, len(run["test"]), rooms.make_rooms).root
+        root = find_dataset("rooms", None, 0, min(len(run["test"]), 100), rooms.make_rooms).root
     return root
 
 

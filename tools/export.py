@@ -11,7 +11,7 @@ import hashlib
 from importlib import import_module
 from pathlib import Path
 
-from support.files import run_script
+from support.files import DataError, run_script
 from support.runs import write_state
 
 training = import_module("07_train")           # load_checkpoint
@@ -19,6 +19,8 @@ training = import_module("07_train")           # load_checkpoint
 
 def export(checkpoint: Path, file: Path) -> dict:
     """Write the weights of a checkpoint to a file -> what is in it. DataError if it is no checkpoint."""
+    if file.resolve() == checkpoint.resolve():
+        raise DataError(f"{file}: the run's own checkpoint, without which it cannot go on; name another file")
     _, state = training.load_checkpoint(checkpoint)
     small = {key: value for key, value in state.items() if key != "optimiser"}
     small["model"] = {name: x.half() for name, x in state["model"].items()}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from support.files import figure_text
 from support.pictures import colour_labels
 from tools.experiments import UNIT, Bench, per_scene, per_scene_nerf, steps_of, unseen_root
 
@@ -128,7 +129,8 @@ def figure_1(bench: Bench, plt) -> tuple:
     axes[2, 0].set_ylabel("sample that reads, near to far")
     for axis in axes[:2].flat:
         axis.set_axis_off()
-    figure.suptitle(f"{shown.name}: one query ray in three source views (samples {z.min():.1f} to "
+    figure.suptitle(f"{figure_text(shown.name)}: one query ray in three source views (samples {z.min():.1f} "
+                    f"to "
                     f"{z.max():.1f} m)")
     mean = sum(agreement) / len(agreement)
     note = (f"Over {len(pixels)} rays of each of 4 test views: a sample that a source view truly sees "
@@ -197,7 +199,7 @@ def figure_2(bench: Bench, plt) -> tuple:
             axis.set_title(f"{w[i, v]:.3f} {state}", fontsize=9, color=colour)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle(f"{shown.name}: view weights w of three query rays (eq. 3, τ = "
+    figure.suptitle(f"{figure_text(shown.name)}: view weights w of three query rays (eq. 3, τ = "
                     f"{shown.model.config.tau})")
     seen, hidden = w[s.known][s.visible[s.known]], w[s.known][s.hidden[s.known]]
     order = rank_agreement(torch.cat([seen, hidden]), torch.arange(len(seen) + len(hidden)) < len(seen))
@@ -262,7 +264,8 @@ def comparison(bench: Bench, plt, colour: bool) -> tuple:
         axis.set(xticks=[], yticks=[])
     if not colour:
         legend(figure, plt, scene.classes, sorted(used - {-1}))
-    figure.suptitle(f"{scene.name}: {'colour' if colour else 'labels'} of views that no training or "
+    figure.suptitle(f"{figure_text(scene.name)}: {'colour' if colour else 'labels'} of views that no "
+                    f"training or "
                     "fine-tuning saw")
     return figure, ""
 
@@ -270,7 +273,7 @@ def comparison(bench: Bench, plt, colour: bool) -> tuple:
 def legend(figure, plt, classes, labels: list[int]) -> None:
     """The colours of these classes."""
     patches = [plt.matplotlib.patches.Patch(color=[x / 255 for x in classes.colours[label]],
-                                            label=classes.names[label]) for label in labels]
+                                            label=figure_text(classes.names[label])) for label in labels]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
 
 

@@ -16,14 +16,10 @@ Test: pytest tests/test_tool_import.py
 """
 import argparse
 import hashlib
-import json
 import os
 import re
 import shlex
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +31,19 @@ from tqdm import tqdm
 
 from support import near_far
 from support.datasets import SIGNS, folders_below, foreign_scenes, is_export, is_scene, list_scenes, space
-from support.files import DataError, read_image, run_script, write_atomically
+from support.files import (
+    MAX_IMAGE_BYTES,
+    DataError,
+    open_file,
+    read_bytes,
+    read_image,
+    read_json,
+    read_text,
+    run_script,
+    write_atomically,
+    write_json,
+)
+from support.folders import remove_parts, whole_folder
 from support.labels import CLASSES_CSV, LABELS_TSV, read_label_table
 from support.layouts import (
     Capture,
@@ -82,20 +90,6 @@ class Written(NamedTuple):
 
 # -------------------------------------------------------------------------------------------- writing a scene
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside it, renamed to `folder` at the end: the scene appears whole or not at all."""
-    temporary = folder.with_name(f".{folder.name}.importing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        for part in ("color", "pose", "intrinsic"):
-            (temporary / part).mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def bar(items, name: str, total: int):
     """The items, with progress."""
     return tqdm(items, desc=name, total=total, unit="frame", dynamic_ncols=True,
@@ -116,8 +110,7 @@ def checked_image(path: Path, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] != size:
         raise DataError(f"{path}: {sides(image.shape)}, but others of the scene are {sides(size)}; make "
                         "them one size")
-    cmyk = channels == 4 and path.read_bytes()[:3] == b"\xff\xd8\xff"
-    if image.dtype != np.uint8 or channels > 4 or cmyk:
+    if image.dtype != np.uint8 or channels > 4:
         raise DataError(f"{path}: {image.dtype}, {channels} channels; save it as 8-bit RGB")
     return image.reshape(*size, channels)
 
@@ -135,7 +128,7 @@ def write_colour(folder: Path, photo: Photo, image: np.ndarray, target: Camera) 
     if photo.camera != target:
         image, copied = resample(image, photo.camera, target), False
     if copied:
-        raw = photo.image.read_bytes()
+        raw = read_bytes(photo.image, MAX_IMAGE_BYTES)
         end = ".jpg" if raw.startswith(b"\xff\xd8\xff") else ".png"
         (folder / "color" / f"{photo.number}{end}").write_bytes(raw)
     else:
@@ -178,7 +171,7 @@ def write_map(folder: Path, kind: str, photo: Photo, source: Path, target: Camer
         resampled = resample(values.astype(np.int32), photo.camera, target, "nearest")
         values, copied = resampled.astype(values.dtype), False
     if copied:
-        path.write_bytes(source.read_bytes())
+        path.write_bytes(read_bytes(source, MAX_IMAGE_BYTES))
     else:
         iio.imwrite(path, values)
     return values
@@ -286,7 +279,7 @@ def write_sens(folder: Path, path: Path, name: str, every: int) -> Written:
     for part in ["depth"] + ["label-filt"] * bool(read_label):
         (folder / part).mkdir()
     frames, poses = [], []
-    with open(path, "rb") as file:
+    with open_file(path, 2 ** 40) as file:
         header = scannet_sens.read_header(file, path)
         write_matrix(folder / "intrinsic" / "intrinsic_color.txt", header.K)
         write_matrix(folder / "intrinsic" / "intrinsic_depth.txt", header.depth_K)
@@ -324,7 +317,7 @@ def write_whole(path: Path, raw: bytes, what: str) -> np.ndarray:
 def write_replica_classes(out: Path) -> None:
     """classes.csv with Replica's classes. DataError if there is another one."""
     path, text = out / CLASSES_CSV, replica.class_list().encode()
-    if path.is_file() and path.read_bytes() != text:
+    if os.path.lexists(path) and read_bytes(path, 1_000_000) != text:
         raise DataError(f"{path}: not Replica's classes as written here; move it away or choose "
                         "another --out")
     if not path.is_file():
@@ -344,7 +337,7 @@ def copy_label_table(source: Path, out: Path) -> None:
         raise DataError(f"{source}: the scan has labels, but there is no {LABELS_TSV} beside it or above; "
                         "get it with ScanNet's download script and --label_map")
     read_label_table(table)
-    write_atomically(out / LABELS_TSV, lambda file: file.write(table.read_bytes()))
+    write_atomically(out / LABELS_TSV, lambda file: file.write(read_bytes(table, 10_000_000)))
 
 
 def write_labels(jobs: list[Job], out: Path) -> None:
@@ -367,7 +360,8 @@ def write_split(layouts: set[str], out: Path) -> None:
     for name in [name for layout in layouts for name in SPLITS.get(layout, [])]:
         text = (SPLIT_FILES / f"{name}.txt").read_text()
         if spaces <= {line.split()[1] for line in text.splitlines() if line.startswith(("train ", "test "))}:
-            if not (out / "split.txt").exists() or (out / "split.txt").read_text().startswith("# S-Ray"):
+            path = out / "split.txt"
+            if not os.path.lexists(path) or read_text(path, 10_000_000).startswith("# S-Ray"):
                 write_atomically(out / "split.txt", lambda file: file.write(text.encode()))
                 print(f"{out / 'split.txt'}: {text.splitlines()[0].removeprefix('# ')}")
             return
@@ -378,6 +372,8 @@ def write_split(layouts: set[str], out: Path) -> None:
 def import_scene(job: Job, folder: Path, every: int, near: float | None, far: float | None) -> str:
     """Write one scene into `folder` (not there yet) -> what to print of it."""
     with whole_folder(folder) as temporary:
+        for part in ("color", "pose", "intrinsic"):
+            (temporary / part).mkdir()
         capture = Capture([]) if job.layout == SENS else READERS[job.layout](job.source)
         if job.layout == SENS:
             written = write_sens(temporary, job.source, folder.name, every)
@@ -390,7 +386,7 @@ def import_scene(job: Job, folder: Path, every: int, near: float | None, far: fl
         if depths:
             (temporary / "near_far.txt").write_text(f"{depths.near:.6g} {depths.far:.6g}\n")
         about = {"source": job.source.name, "layout": job.layout, "every": every, "frames": written.frames}
-        (temporary / "import.json").write_text(json.dumps(about, indent=1))
+        write_json(temporary / "import.json", about)
         has = {kind: (temporary / kind).is_dir() for kind in ("label-filt", "depth")}
         try:
             scene = data.Scene(temporary, *written.size)  # what 01 would refuse, it refuses now
@@ -476,13 +472,15 @@ def scene_name(layout: str, folder: Path) -> str:
 def check_same(folder: Path, source: Path, layout: str, every: int) -> None:
     """DataError if the scene that is there was not imported from the same source in the same way."""
     try:
-        about = json.loads((folder / "import.json").read_text())
+        about = read_json(folder / "import.json")
         there = {key: about.get(key) for key in ("source", "layout", "every")}
-    except (OSError, ValueError, AttributeError):
+    except (DataError, AttributeError):
         there = {}
+    if folder.resolve() in (source.resolve(), *source.resolve().parents):
+        raise DataError(f"{folder}: the download itself lies there; choose another --out")
     if there != {"source": source.name, "layout": layout, "every": every}:
-        raise DataError(f"{folder}: a scene that was not imported from here, or with another --every; delete "
-                        "it or choose another --out")
+        raise DataError(f"{folder}: a scene that was not imported from here, or with another --every; move "
+                        "it away or choose another --out")
 
 
 def import_all(jobs: list[Job], out: Path, args: argparse.Namespace) -> None:
@@ -573,6 +571,7 @@ def main() -> None:
         print(line, flush=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        remove_parts(out)                     # of an import that was killed
         write_labels(jobs, out)
         import_all(jobs, out, args)
         write_split({job.layout for job in jobs}, out)

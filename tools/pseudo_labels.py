@@ -10,7 +10,6 @@ scenes' own.
 Test: pytest tests/test_08_eval.py
 """
 import argparse
-import json
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import evaluating, machine
-from support.files import DataError, read_image, run_script, write_atomically
+from support.files import DataError, read_image, run_script, write_atomically, write_json
 from support.labels import other_classes
 
 rooms = import_module("00_rooms")          # make_rooms, where there is no dataset
@@ -79,8 +78,7 @@ def main() -> None:
         evaluation.source_views(scene), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names)
     metrics = write_pseudo_labels(model.to(machine.pick_device(args.device)), scenes, Path(args.out))
-    content = json.dumps(metrics, indent=1).encode()
-    write_atomically(Path(args.out) / "metrics.json", lambda file: file.write(content))
+    write_json(Path(args.out) / "metrics.json", metrics)
     truth = "no labels to compare with"
     if metrics["miou"] is not None:
         truth = f"mIoU {metrics['miou']:.2f}, total accuracy {metrics['total_acc']:.2f}"

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from support.datasets import TEST_ROOM
-from support.files import DataError, run_script, write_atomically
+from support.files import DataError, run_script, write_atomically, write_json
 from tools import HERE, benchmark
 from tools.beyond import beyond
 from tools.captures import write_captures
@@ -79,7 +79,7 @@ def tensor_cost(bench: Bench, mode: str, kind: str) -> dict:
     if not path.exists():
         flags = Namespace(device="cpu", rays=R, samples=S, views=V, height=48, width=64, repeats=1)
         found = benchmark.attention_cost(flags, mode, kind, R)
-        write_atomically(path, lambda file: file.write(json.dumps(found).encode()))
+        write_json(path, found)
     return json.loads(path.read_text())
 
 
@@ -315,9 +315,8 @@ def write(path: Path, facts: dict, title: str, *paragraphs: str, **more) -> Path
     about = " ".join(WHAT[facts["what"]].__doc__.split())
     parts = [f"# {title}, on {facts['data']}", about, *paragraphs, origin]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    data = json.dumps({**facts, **more}, indent=1, ensure_ascii=False)
     write_atomically(path.with_suffix(".md"), lambda file: file.write(text.encode()))
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(data.encode()))
+    write_json(path.with_suffix(".json"), {**facts, **more})
     return path.with_suffix(".md")
 
 

@@ -23,10 +23,10 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-import imageio.v3 as iio
 import numpy as np
 
-from support.files import DataError, read_image
+from support.files import DataError
+from support.files import image_size as image_size  # for the layouts
 from support.lens import Camera
 
 IMAGES = (".jpg", ".jpeg", ".png")
@@ -70,7 +70,8 @@ def inside(folder: Path, name, where: str, endings: tuple = ("",)) -> Path:
     """The file `name` of folder, as a capture lists it, with one of these endings. A name that starts
     elsewhere (absolute, '..', folders of another machine) stands for its longest end that is a file in the
     folder. DataError if it leads out of it."""
-    usable = isinstance(name, str) and 0 < len(name) <= 2000 and "\0" not in name
+    usable = isinstance(name, str) and 0 < len(name) <= 2000 and name.isprintable() \
+        and PurePosixPath(name.replace("\\", "/")).name not in ("", "..")
     if not usable or max(map(len, re.split(r"[/\\]", name))) > 240:
         raise DataError(f"{where}: {str(name)[:100]!r} is not the name of a file")
     name = name.replace("\\", "/")
@@ -131,14 +132,6 @@ def checked_pose(matrix, where: str) -> np.ndarray:
 def sides(size) -> str:
     """(H, W, ...) as people write it: WxH."""
     return f"{size[1]}x{size[0]}"
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(H, W) of an image, from its header. DataError if missing or no image."""
-    try:
-        return iio.improps(path).shape[:2]
-    except Exception:
-        return read_image(path).shape[:2]     # says what is wrong
 
 
 def check_shape(size: tuple[int, int], h: float, w: float, words: str) -> None:

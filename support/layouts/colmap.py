@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from support.files import DataError
+from support.files import DataError, open_file, read_text
 from support.layouts import (
     Camera,
     Capture,
@@ -131,11 +131,7 @@ def at_size(camera: Camera, width: int, height: int, image: Path, where: str) ->
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a text file that are no remarks. The second line of an image may be empty."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({str(error)[:80]}){END}") from None
-    return [line for line in lines if not line.startswith("#")]
+    return [line for line in read_text(path, 2 ** 28).splitlines() if not line.startswith("#")]
 
 
 def unpack(file: BinaryIO, form: str) -> tuple:
@@ -164,7 +160,7 @@ def read_cameras(path: Path) -> dict[int, tuple[Camera, int, int]]:
                 rows.append((int(words[0]), numbers.get(words[1], words[1]), int(words[2]), int(words[3]),
                              [float(x) for x in words[4:]]))
         else:
-            with open(path, "rb") as file:
+            with open_file(path, 2 ** 30) as file:
                 for _ in range(unpack(file, "Q")[0]):
                     name, model, width, height = unpack(file, "IiQQ")
                     count = len(MODELS[model][1].split()) if model in MODELS else 0
@@ -220,7 +216,7 @@ def text_images(path: Path) -> list[Shot]:
 def binary_images(path: Path) -> list[Shot]:
     """The records of images.bin."""
     shots = []
-    with open(path, "rb") as file:
+    with open_file(path, 2 ** 30) as file:
         for _ in range(unpack(file, "Q")[0]):
             _, *numbers, camera = unpack(file, "I7dI")
             name = bytearray()
@@ -258,7 +254,7 @@ def read_points(path: Path) -> dict[int, np.ndarray]:
             for words in filter(None, map(str.split, lines_of(path))):
                 points[int(words[0])] = np.array([float(x) for x in words[1:4]])
         elif path.is_file():
-            with open(path, "rb") as file:
+            with open_file(path, 2 ** 30) as file:
                 for _ in range(unpack(file, "Q")[0]):
                     name, x, y, z, *_, count = unpack(file, "Q3d3BdQ")
                     points[name] = np.array([x, y, z])

@@ -1,10 +1,11 @@
 """LLFF's poses_bounds.npy: a row of [R | t | H W f] and near, far for each image in name order; axes down,
 right, back. NeX writes rows without H, W, f and these in hwf_cxcy.npy."""
+import io
 from pathlib import Path
 
 import numpy as np
 
-from support.files import DataError, read_text
+from support.files import DataError, read_bytes, read_text, reason
 from support.layouts import (
     Camera,
     Capture,
@@ -59,11 +60,12 @@ def bounds(rows: np.ndarray) -> Range:
 
 def load(path: Path) -> np.ndarray:
     """An array of numbers, float64. DataError for anything else."""
+    content = read_bytes(path, 100_000_000)
     try:
-        return np.array(np.load(path, allow_pickle=False), np.float64)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read as an array of numbers ({str(error)[:80].splitlines()[0]}); "
-                        "export it again") from None
+        return np.array(np.load(io.BytesIO(content), allow_pickle=False), np.float64)
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, SyntaxError) as error:
+        raise DataError(f"{path}: cannot be read as an array of numbers ({reason(error)}); export it "
+                        "again") from None
 
 
 def read_rows(folder: Path) -> np.ndarray:

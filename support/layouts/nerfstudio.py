@@ -3,13 +3,14 @@
 Three programs read such files, each with keys of its own. A key that touches the camera is read, or refused
 by its name. What is known to be harmless is passed over. Other keys are listed in a line.
 """
-import json
 import re
+from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from support.files import DataError
+from support.files import DataError, open_file, read_json
 from support.layouts import (
     MARGIN,
     Camera,
@@ -57,7 +58,7 @@ def read(folder: Path) -> Capture:
     files, notes = transforms_files(folder)
     photos, missing, strange, total, bad, elsewhere, maskless = [], [], set(), 0, 0, 0, 0
     for file in files:
-        meta = read_json(file)
+        meta = read_transforms(file)
         reader = Reader(file, {key: value for key, value in meta.items() if key not in ("frames",
                                                                                         "test_frames")})
         strange |= reader.check_keys(reader.shared, str(file))
@@ -221,13 +222,9 @@ def mask_beside(root: Path, image: Path) -> Path | None:
     return None
 
 
-def read_json(path: Path) -> dict:
+def read_transforms(path: Path) -> dict:
     """A transforms file. DataError unless it is an object with a list of frames."""
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({str(error).splitlines()[0][:100]}); export it "
-                        "again") from None
+    meta = read_json(path)
     frames = meta.get("frames") if isinstance(meta, dict) else None
     if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
         raise DataError(f"{path}: has no list of frames; is it a Blender or nerfstudio transforms file?")
@@ -320,11 +317,11 @@ def read_points(folder: Path) -> tuple[str, np.ndarray] | None:
     """The sparse points that nerfstudio leaves beside a capture (ply_file_path, as text): the file's name and
     at most 5,000 of them (P, 3). None if there are none."""
     path = folder / "transforms.json"
-    name = read_json(path).get("ply_file_path") if path.is_file() else None
+    name = read_transforms(path).get("ply_file_path") if path.is_file() else None
     path = inside(folder, name, str(path)) if name else None
     if not path or not path.is_file():
         return None
-    with open(path, "rb") as file:
+    with open_file(path, 2 ** 28) as file:
         head = [file.readline(200).strip() for _ in range(40)]
         if b"format ascii 1.0" not in head or b"end_header" not in head:
             return None
@@ -332,8 +329,8 @@ def read_points(folder: Path) -> tuple[str, np.ndarray] | None:
         while file.readline(200).strip() != b"end_header":
             pass
         try:
-            rows = [[float(x) for x in line.split()[:3]] for line, _ in zip(file, range(500_000))]
-            points = np.array(rows).reshape(-1, 3)
+            lines = islice(iter(partial(file.readline, 1000), b""), 500_000)
+            points = np.array([[float(x) for x in line.split()[:3]] for line in lines]).reshape(-1, 3)
         except ValueError:
             raise DataError(f"{path}: its points are not numbers; export it again, or remove "
                             "'ply_file_path'") from None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.files import DataError
+from support.files import DataError, read_text, reason
 from support.layouts import Camera, Capture, Photo, checked_pose, image_size, inside
 
 # classes 1 .. 101 (Replica's info_semantic.json); 0 is void: unlabelled
@@ -24,11 +24,12 @@ umbrella utensil-holder vase vent wall wall-cabinet wall-plug wardrobe window ru
 def read(folder: Path) -> Capture:
     """One sequence -> its frames, numbered as they are."""
     path = folder / "traj_w_c.txt"
+    lines = read_text(path, 2 ** 26).splitlines()
     try:
-        lines = path.read_text().splitlines()
         poses = [np.array([float(x) for x in line.split()]) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as lines of 16 numbers ({error}); copy it again") from None
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read as lines of 16 numbers ({reason(error)}); copy it "
+                        "again") from None
     if not poses or any(len(p) != 16 for p in poses):
         raise DataError(f"{path}: not 16 numbers on every line; copy it again")
     there = len([*(folder / "rgb").glob("rgb_*.png")])

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from support.files import DataError
+from support.files import MAX_IMAGE_BYTES, DataError, open_file, read_bytes
 from support.layouts import checked_pose, inside
 
 DAMAGED = (OSError, zipfile.BadZipFile, NotImplementedError)                  # what a bad zip raises
@@ -83,7 +83,10 @@ def read_frames(file: BinaryIO, path: Path, header: Header, every: int) -> Itera
         pose = np.frombuffer(take(file, 64, where), "<f4").reshape(4, 4).astype(np.float64)
         _, _, colour_bytes, depth_bytes = struct.unpack("<QQQQ", take(file, 32, where))
         if colour_bytes + depth_bytes > total - file.tell():
-            take(file, total + 1, where)      # says that the file ends there
+            raise DataError(f"{file.name}: ends in {where}; the download was cut off, start it again")
+        if max(colour_bytes, depth_bytes) > MAX_IMAGE_BYTES:
+            raise DataError(f"{file.name}: an image of {max(colour_bytes, depth_bytes):,} bytes in {where}; "
+                            "download it again")
         if i % every:
             file.seek(colour_bytes + depth_bytes, os.SEEK_CUR)
             yield None
@@ -134,10 +137,10 @@ def label_reader(path: Path) -> Callable[[int], bytes]:
         def read_file(frame: int) -> bytes:
             """One label map, as it is in the folder."""
             file = inside(path, f"{frame}.png", str(path))
-            return file.read_bytes() if file.is_file() else missing_label(path, frame)
+            return read_bytes(file, MAX_IMAGE_BYTES) if file.is_file() else missing_label(path, frame)
         return read_file
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(open_file(path, 2 ** 36))
         entries = {}
         for info in archive.infolist():
             parts = PurePosixPath(info.filename.replace("\\", "/")).parts

@@ -1,7 +1,8 @@
 """Labels of things in a room: NYU-40 ids, as in ScanNet's label table, which this file writes."""
 import csv
-import os
+import io
 
+from support.files import write_atomically
 from support.labels import SCANNET20
 
 WALL, FLOOR, CABINET, BED, CHAIR, SOFA, TABLE, DOOR, WINDOW, BOOKSHELF, PICTURE, COUNTER, DESK, CURTAIN, \
@@ -41,11 +42,10 @@ def write_label_table(path):
     header = ("id raw_category category count nyu40id eigen13id nyuClass nyu40class eigen13class ModelNet40 "
               "ModelNet10 ShapeNetCore55 synsetoffset wnsynsetid wnsynsetkey mpcat40 mpcat40index").split()
     rows = sorted((i, category, nyu) for nyu, categories in RAW.items() for category, i in categories.items())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", newline="") as file:
-        table = csv.DictWriter(file, header, delimiter="\t", restval="", lineterminator="\r\n")
-        table.writeheader()
-        for i, category, nyu in rows:
-            table.writerow(dict(id=i, raw_category=category, category=category, count=1, nyu40id=nyu,
-                                nyuClass=NYU[nyu], nyu40class=NYU[nyu]))
-    os.replace(temporary, path)
+    text = io.StringIO()
+    table = csv.DictWriter(text, header, delimiter="\t", restval="", lineterminator="\r\n")
+    table.writeheader()
+    for i, category, nyu in rows:
+        table.writerow(dict(id=i, raw_category=category, category=category, count=1, nyu40id=nyu,
+                            nyuClass=NYU[nyu], nyu40class=NYU[nyu]))
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))

@@ -1,6 +1,7 @@
 """The contact sheet of 00_rooms.py: colour, depth and labels of a few rooms."""
 import numpy as np
 
+from support.files import write_atomically
 from support.labels import SCANNET20
 
 
@@ -23,6 +24,5 @@ def contact_sheet(path, rows):
     handles = [plt.Rectangle((0, 0), 1, 1, color=palette[i] / 255, label=name) for i, name, _ in SCANNET20]
     fig.legend(handles=handles, loc="lower center", ncol=10, frameon=False)
     fig.subplots_adjust(.03, .8 / fig.get_figheight(), 1, 1, .02, .02)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=80)
+    write_atomically(path, lambda file: fig.savefig(file, dpi=80, format="png"))
     plt.close(fig)
