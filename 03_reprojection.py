@@ -58,7 +58,7 @@ def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
 
 def unmasked(masks: Tensor, pixels: Tensor) -> Tensor:
     """masks (V, H, W) bool at pixels (R, S, V, 2) -> (R, S, V) bool: no part in a false pixel."""
-    return lookup(masks[:, None].float(), pixels, 1)[..., 0] > 0.999
+    return lookup(masks[:, None].to(pixels.dtype), pixels, 1)[..., 0] > 0.999
 
 
 def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:  # exercise

@@ -1,13 +1,14 @@
 """Table 9's attention for sequences of all lengths: 04's MultiHeadAttention and CRA on valid tokens alone.
 
-A room's ray leaves most images: two thirds of its tokens (sample, view) are masked. 04 computes them and masks
-them out. Here the T valid tokens stand in a list. Sequences of like length make a block, padded to one length.
+A room's ray leaves most images: two thirds of its tokens (sample, view) are masked. 04 computes them and
+masks them out. Here the T valid tokens stand in a list. Sequences of like length make a block, padded to one
+length.
 
     intra-view    R V sequences of up to S tokens        cross-view    R S sequences of up to V tokens
 
-What that buys of a training step, measured by `python -m tools.benchmark --tried` on an AMD EPYC, one thread, 512
-rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a cacheful at a
-time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
+What that buys of a training step, measured by `python -m tools.benchmark --tried` on an AMD EPYC, one thread,
+512 rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a
+cacheful at a time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
 
 Dimension key: T tokens, P rows (tokens and padding), b sequences of a block, n tokens of each (s queries, t keys),
 C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
@@ -49,9 +50,9 @@ def padded_length(lengths: Tensor, most: int) -> Tensor:
 
 
 def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = None, short: int = SHORT) -> Layout:
-    """B sequences of up to N: number (B, N), the token (0 .. tokens-1) at each place, mask (B, N), which places
-    count. Sequences of one size (B,) make a block, padded to it; of size 0 none."""
-    lengths, order = mask.sum(1), number[mask]                                # (B,), (T,) sequence after sequence
+    """B sequences of up to N: number (B, N), the token (0 .. tokens-1) at each place, mask (B, N), which
+    places count. Sequences of one size (B,) make a block, padded to it; of size 0 none."""
+    lengths, order = mask.sum(1), number[mask]  # (B,), (T,) sequence after sequence
     size = padded_length(lengths, mask.shape[1]) if size is None else size
     first, most = lengths.cumsum(0) - lengths, int(lengths.max())
     blocks, token, row, start = [], [], torch.zeros(tokens, dtype=torch.long), 0
@@ -72,8 +73,8 @@ def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = Non
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:
-    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). Short sequences, all heads, (D, A,
-    t, b), (D, A, s, b) -> (A, t, s, b): long products of numbers instead of tiny ones of matrices."""
+    """One head, x (D, b, t), y (D, b, s) -> sum_d x[d,b,t] y[d,b,s], (b, t, s). Short sequences, all heads,
+    (D, A, t, b), (D, A, s, b) -> (A, t, s, b): long products of numbers instead of tiny ones of matrices."""
     if x.dim() == 3:
         return torch.bmm(x.permute(1, 2, 0), y.transpose(0, 1))
     out = x[0, :, :, None] * y[0, :, None]
@@ -83,8 +84,8 @@ def products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def mixture(x: Tensor, p: Tensor) -> Tensor:
-    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). Short sequences, (D, A, t, b), (A, t, s, b)
-    -> (D, A, s, b)."""
+    """x (D, b, t), p (b, t, s) -> sum_t x[d,b,t] p[b,t,s], (D, b, s). Short sequences, (D, A, t, b), (A, t,
+    s, b) -> (D, A, s, b)."""
     if x.dim() == 3:
         return torch.bmm(x.transpose(0, 1), p).transpose(0, 1)
     out = x[:, :, 0, None] * p[:, 0]
@@ -94,17 +95,19 @@ def mixture(x: Tensor, p: Tensor) -> Tensor:
 
 
 class PackedAttention(torch.autograd.Function):
-    """04's `attention` with its queries, keys and values: rows y (P, C) read each other, sequence by sequence.
+    """04's `attention` with its queries, keys and values: rows y (P, C) read each other, sequence by
+    sequence.
 
-    weight (3C, C) and bias (3C,) make queries, keys and values -> (C, P), before the output layer. The scores of a
-    block are computed, used and forgotten; backward computes them again, as fused kernels do. The keys' axis comes
-    before the queries', the faster order for products this small.
+    weight (3C, C) and bias (3C,) make queries, keys and values -> (C, P), before the output layer. The scores
+    of a block are computed, used and forgotten; backward computes them again, as fused kernels do. The keys'
+    axis comes before the queries', the faster order for products this small.
     """
 
     @staticmethod
     def tiles(heads: int, blocks: list[Block], weight: Tensor, bias: Tensor, y: Tensor, *others: Tensor):
-        """For each block: what is added to its scores, which heads go together, its columns of y.T (C, ..), its
-        queries, keys and values (3, D, A, ..), and its columns of the others (A, .., P); .. is (b, n) or (n, b)."""
+        """For each block: what is added to its scores, which heads go together, its columns of y.T (C, ..),
+        its queries, keys and values (3, D, A, ..), and its columns of the others (A, .., P); .. is (b, n) or
+        (n, b)."""
         for rows, shape, real, short in blocks:
             add = None if real is None else cra.key_bias(real.T if short else real, y.dtype)          # (b, n)
             if add is not None:
@@ -166,7 +169,8 @@ class PackedAttention(torch.autograd.Function):
 
 
 def attend(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
-    """04's MultiHeadAttention of tokens x (T, C) in a layout -> (T, C), of no meaning for tokens in no row."""
+    """04's MultiHeadAttention of tokens x (T, C) in a layout -> (T, C), of no meaning for tokens in no
+    row."""
     if not layout.blocks:
         return x
     y = x.index_select(0, layout.token)                                       # (P, C)
@@ -180,8 +184,8 @@ def attend(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
 def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor:
     """attend, where the tokens of `asking` alone ask, block by block those of `reading`; without gradient.
 
-    Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t = (Wo
-    Wv) sum_t p_t y_t. These products of weights are made once.
+    Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t =
+    (Wo Wv) sum_t p_t y_t. These products of weights are made once.
     """
     if not asking.blocks:
         return x
@@ -191,25 +195,26 @@ def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor
     scale = math.log2(math.e) / math.sqrt(C // A)
     # a key's bias adds the same number to all scores of a query, which changes no softmax
     shift = torch.einsum("ad,adj->aj", module.query.bias.view(A, -1) * scale, key).flatten()          # (A C,)
-    q = torch.addmm(shift, asker, torch.einsum("adi,adj->iaj", query * scale, key).flatten(1))        # (Q, A C)
+    q = torch.addmm(shift, asker, torch.einsum("adi,adj->iaj", query * scale, key).flatten(1))  # (Q, A C)
     z = torch.empty_like(q)
     for to, of in zip(asking.blocks, reading.blocks):
         b, t = of.shape
-        y_, q_, z_ = y[of.rows].view(b, t, C), q[to.rows].view(b, -1, C), z[to.rows].view(b, -1, C)   # (b, s A, C)
+        # (b, s A, C)
+        y_, q_, z_ = y[of.rows].view(b, t, C), q[to.rows].view(b, -1, C), z[to.rows].view(b, -1, C)
         p = torch.bmm(y_, q_.transpose(1, 2))                                 # (b, t, s A)
         if of.real is not None:
             p += cra.key_bias(of.real, y.dtype)[..., None]
         p.sub_(p.amax(1, keepdim=True)).exp2_()
         torch.div(torch.bmm(p.transpose(1, 2), y_), p.sum(1)[..., None], out=z_)
-    answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value).reshape(-1, C)     # (A C, C)
+    answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value).reshape(-1, C)  # (A C, C)
     z = torch.addmm(module.out(module.value.bias), z, answer)                 # (Q, C)
     z = module.norm(asker + (F.relu(z) if module.relu else z))
     return z.index_select(0, asking.row)                                      # (T, C)
 
 
 def refine(module: nn.Module, M: Tensor, mask: Tensor, index: Tensor | None, kept: Tensor | None) -> Tensor:
-    """04's CRA of valid tokens: M (T, C), mask (R, S, V) -> M'' (T, C). kept (R, S): refine these samples' tokens
-    alone -> (n, C); the others are read along the ray, but ask nothing."""
+    """04's CRA of valid tokens: M (T, C), mask (R, S, V) -> M'' (T, C). kept (R, S): refine these samples'
+    tokens alone -> (n, C); the others are read along the ray, but ask nothing."""
     (R, S, V), (T, C) = mask.shape, M.shape
     number = (mask.flatten().cumsum(0) - 1).view(mask.shape)                  # (R, S, V) which token
     asked = None if kept is None else mask & kept[..., None]                  # (R, S, V)

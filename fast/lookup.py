@@ -1,8 +1,8 @@
 """03's bilinear lookup for valid tokens alone.
 
-A cell's channels are a row of a table: whole rows of C numbers are read, where F.grid_sample walks through one
-channel at a time, at valid and masked tokens alike. That buys 9% of a training step and of an image, 20% of an image
-with labels from 8 samples a ray (AMD EPYC, one thread; `python -m tools.benchmark --tried`).
+A cell's channels are a row of a table: whole rows of C numbers are read, where F.grid_sample walks through
+one channel at a time, at valid and masked tokens alike. That buys 9% of a training step and of an image, 20%
+of an image with labels from 8 samples a ray (AMD EPYC, one thread; `python -m tools.benchmark --tried`).
 """
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def lookup(maps: Tensor, pixels: Tensor, view: Tensor, stride: int) -> Tensor:
-    """03's lookup in maps (V, C, h, w) at pixels (T, 2), each of one view (T,) -> (T, C). No gradient reaches the
-    pixels."""
+    """03's lookup in maps (V, C, h, w) at pixels (T, 2), each of one view (T,) -> (T, C). No gradient reaches
+    the pixels."""
     V, C, h, w = maps.shape
     u, v = (pixels.detach() / stride).unbind(-1)                              # (T,), as all that follows
     u, v = u.clamp(0, w - 1), v.clamp(0, h - 1)

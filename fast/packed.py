@@ -1,8 +1,8 @@
 """A level of S-Ray that computes its valid tokens alone: 07's Level for a CPU.
 
-A room's ray leaves most source images, so two thirds of the tokens (sample, view) of M (R, S, V, C) are masked.
-Here M is (T, C), the T valid ones. Layers work on tokens as they are; lookups (fast/lookup.py), attention
-(fast/attention.py) and sums over the views have a packed form.
+A room's ray leaves most source images, so two thirds of the tokens (sample, view) of M (R, S, V, C) are
+masked. Here M is (T, C), the T valid ones. Layers work on tokens as they are; lookups (fast/lookup.py),
+attention (fast/attention.py) and sums over the views have a packed form.
 """
 from importlib import import_module
 from typing import NamedTuple
@@ -72,7 +72,7 @@ class PackedLevel(nn.Module):
         pixels = pixels.view(-1, 2).index_select(0, tokens.place)             # (T, 2)
         centres = c2w[:, :3, 3].index_select(0, view)                         # (T, 3)
         points = points.view(-1, 3).index_select(0, tokens.sample)            # (T, 3)
-        differences = reprojection.direction_differences(                     # of T rays of one sample, one view
+        differences = reprojection.direction_differences(  # of T rays of one sample, one view
             points[:, None], origin, centres[:, None, None]).view(-1, 4)      # (T, 4)
         L20 = lookup(features, pixels, view, encoder.STRIDE)                  # (T, C)
         L22 = L20 + self.reprojection.L21(differences)                        # (T, C)
