@@ -394,12 +394,14 @@ def digest(text: str) -> str:
 
 
 def decode_all(scenes: list, frames: list[list[int]], quiet: bool = False) -> list[list[int]]:
-    """Decode every frame of scenes that is not in the cache yet, on all cores, with progress: the first pass
-    over the files, after which training reads decoded frames only. frames: indices for each scene. Returns
-    them without those that cannot be read (Scene.skip)."""
+    """Decode every frame of scenes that is not in the cache yet, on all cores (on fewer where images are
+    large), with progress: the first pass over the files, after which training reads decoded frames only.
+    frames: indices for each scene. Returns them without those that cannot be read (Scene.skip)."""
     todo = [(scene, i) for scene, indices in zip(scenes, frames) for i in indices if not scene.cached(i)]
     if todo:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, \
+        largest = max(h * w for h, w in {scene.full_size for scene, _ in todo})
+        # each thread may keep the memory of its largest image
+        with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, MEMORY.total // largest))) as pool, \
                 tqdm(total=len(todo), desc="decoding frames, first time only", unit="frame", disable=quiet,
                      mininterval=0.5 if sys.stderr.isatty() else 15) as bar:
             for (scene, i), error in zip(todo, pool.map(lambda one: one[0].attempt(one[1]), todo)):
