@@ -240,6 +240,10 @@ class SceneFolder:
             raise DataError(f"--crop {self.crop}: leaves {w}x{h} pixels of {self.folder}'s images; crop less")
         return h, w
 
+    def check_camera(self) -> None:
+        """DataError now, and not at the first frame, where the camera's numbers cannot be of these images."""
+        assert self.size
+
     def cropped(self, image: np.ndarray, path: Path) -> np.ndarray:
         """An image, or a map of another size that shows the same, without `crop` of the image's pixels a
         side."""

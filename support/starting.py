@@ -181,6 +181,8 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=quiet) as bar:
         scenes = [scene_type(Path(run["root"]) / scene, config.height, config.width, Path(args.cache),
                              config.every, run.get("labels"), run.get("crop", 0)) for scene in bar]
+    for scene in scenes:
+        scene.check_camera()
     check_labels(scenes, config)
     frames = [training_frames(scene, run, config.views, protocol) for scene in scenes]
     same = set(run["train"]) & set(run["test"])

@@ -129,6 +129,16 @@ def test_masked_pixels_are_no_truth_and_no_source(tmp_path, capsys, kind):
         sources = model.encode(views)
         seen = model.coarse.reprojection(points, views.c2w[1, :3, 3], *sources[:4], True, sources.mask)
     assert seen.mask[:, 0, 0].tolist() == [False, True] and (seen.M[0, 0, 0] == 0).all()
+    packed = import_module("fast.packed").PackedLevel(config, 20).eval()      # the same tokens are invalid
+    packed.load_state_dict(model.coarse.state_dict())
+    rays = data.rays(data.pixel_grid(48, 64)[::97], views.K[1], views.c2w[1])
+    z = torch.full((32, 4), 1.0).cumsum(1)
+    with torch.no_grad():
+        (_, a, b), (_, c, d) = (level.context_and_density(*rays, z, sources)
+                                for level in (model.coarse, packed))
+        _, plain, _ = model.coarse.context_and_density(*rays, z, sources._replace(mask=None))
+    assert torch.allclose(a, c, atol=1e-4) and torch.allclose(b, d, atol=1e-4)
+    assert not torch.allclose(a, plain)
 
 
 def test_masks_count_in_no_figure(tmp_path):
