@@ -10,7 +10,7 @@ What that buys of a training step, measured by `python -m tools.benchmark --trie
 512 rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a
 cacheful at a time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
 
-Dimension key: T tokens, P rows (tokens and padding), b sequences of a block, n tokens of each (s queries, t keys),
+Dimension key: T tokens, P rows (tokens, padding), b sequences of a block, n tokens of each (s queries, t keys),
 C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
 """
 import math
@@ -49,7 +49,8 @@ def padded_length(lengths: Tensor, most: int) -> Tensor:
     return sizes[torch.bucketize(lengths, sizes)]
 
 
-def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = None, short: int = SHORT) -> Layout:
+def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = None,
+            short: int = SHORT) -> Layout:
     """B sequences of up to N: number (B, N), the token (0 .. tokens-1) at each place, mask (B, N), which
     places count. Sequences of one size (B,) make a block, padded to it; of size 0 none."""
     lengths, order = mask.sum(1), number[mask]  # (B,), (T,) sequence after sequence
@@ -66,7 +67,8 @@ def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = Non
             full = bool(real.all())
             rows = torch.arange(start, start + held.numel()).view(held.shape)
             row[held if full else held[real]] = rows if full else rows[real]
-            blocks.append(Block(slice(start, start + held.numel()), held.shape, None if full else real, abreast))
+            part = slice(start, start + held.numel())
+            blocks.append(Block(part, held.shape, None if full else real, abreast))
             token.append(held.flatten())
             start += held.numel()
     return Layout(blocks, torch.cat(token) if token else order[:0], row)
@@ -113,7 +115,8 @@ class PackedAttention(torch.autograd.Function):
             if add is not None:
                 add = add.T[:, None] if short else add[:, :, None]            # (n, 1, b) or (b, n, 1)
             x = y[rows].T.unflatten(1, shape)                                 # (C, ..)
-            three = torch.addmm(bias[:, None], weight, x.flatten(1)).view(3, heads, -1, *shape).transpose(1, 2)
+            three = torch.addmm(bias[:, None], weight, x.flatten(1))          # (3C, rows)
+            three = three.view(3, heads, -1, *shape).transpose(1, 2)          # (3, D, A, ..)
             three[0] *= math.log2(math.e) / math.sqrt(three.shape[1])         # exp2 is faster than exp
             yield (add, [slice(None)] if short else range(heads), x, three,
                    *(other[..., rows].unflatten(-1, shape) for other in others))
@@ -122,7 +125,8 @@ class PackedAttention(torch.autograd.Function):
     def forward(ctx, y: Tensor, weight: Tensor, bias: Tensor, heads: int, blocks: list[Block]) -> Tensor:
         C = y.shape[1]
         z, total = y.new_empty(heads, C // heads, len(y)), y.new_empty(heads, len(y))
-        for add, together, _, (q, k, v), z_, total_ in PackedAttention.tiles(heads, blocks, weight, bias, y, z, total):
+        tiles = PackedAttention.tiles(heads, blocks, weight, bias, y, z, total)
+        for add, together, _, (q, k, v), z_, total_ in tiles:
             z_ = z_.transpose(0, 1)                                           # (D, A, ..)
             for a in together:
                 p = products(k[:, a], q[:, a])                                # (b, t, s) or (A, t, s, b)
@@ -215,7 +219,7 @@ def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor
 def refine(module: nn.Module, M: Tensor, mask: Tensor, index: Tensor | None, kept: Tensor | None) -> Tensor:
     """04's CRA of valid tokens: M (T, C), mask (R, S, V) -> M'' (T, C). kept (R, S): refine these samples'
     tokens alone -> (n, C); the others are read along the ray, but ask nothing."""
-    (R, S, V), (T, C) = mask.shape, M.shape
+    (_, S, V), (T, C) = mask.shape, M.shape
     number = (mask.flatten().cumsum(0) - 1).view(mask.shape)                  # (R, S, V) which token
     asked = None if kept is None else mask & kept[..., None]                  # (R, S, V)
     if module.mode in ("intra", "full", "dense"):

@@ -104,9 +104,10 @@ def same_step(model: nn.Module, step, fast_step) -> bool:
         parts.append(take(model, [batch, batch], 0, 5))
         gradients.append([p.grad for p in model.parameters()])
     largest = max(float(g.abs().max()) for g in gradients[0] if g is not None)
-    return all(abs(parts[0][key] - parts[1][key]) <= 1e-4 * (1 + abs(parts[0][key])) for key in parts[0]) and all(
-        a is b is None or a is not None and b is not None and float((a - b).abs().max()) <= 1e-4 * largest
-        for a, b in zip(*gradients))
+    near = all(abs(parts[1][key] - value) <= 1e-4 * (1 + abs(value)) for key, value in parts[0].items())
+    same = [a is b is None or a is not None and b is not None and float((a - b).abs().max()) <= 1e-4 * largest
+            for a, b in zip(*gradients)]
+    return near and all(same)
 
 
 def faster(model: nn.Module, step, args) -> tuple:

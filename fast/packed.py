@@ -59,8 +59,8 @@ class PackedLevel(nn.Module):
         self.weights = weighting.WeightNetwork(tau=config.tau)
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
-    def reproject(self, points: Tensor, origin: Tensor, features: Tensor, images: Tensor, K: Tensor, c2w: Tensor,
-                  masks: Tensor | None, colour: bool) -> tuple:
+    def reproject(self, points: Tensor, origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
+                  c2w: Tensor, masks: Tensor | None, colour: bool) -> tuple:
         """03's Reprojection -> M (T, C), colours (T, 3) or None, differences (T, 4), Tokens."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)

@@ -37,7 +37,8 @@ def args(how="auto", **options):
 def test_equal_forms_are_taken_with_the_models_own_parameters(model, how):
     before = {name: p for name, p in model.named_parameters()}
     ours, step = fast.faster(model, training.training_step, args(how))
-    assert isinstance(ours.coarse, PackedLevel) and isinstance(ours.fine, PackedLevel) and isinstance(step, StepOnCores)
+    assert isinstance(ours.coarse, PackedLevel) and isinstance(ours.fine, PackedLevel)
+    assert isinstance(step, StepOnCores)
     assert {name: id(p) for name, p in ours.named_parameters()} == {name: id(p) for name, p in before.items()}
     assert isinstance(fast.renderer(training.SRay(model.config), args(how)).fine, PackedLevel)
 
@@ -107,7 +108,8 @@ def test_bfloat16_keeps_the_results_near(model):
     plain = model.encoder(views)
     ours, _ = fast.faster(model, training.training_step, args("false", bf16=True))
     half = ours.encoder(views)
-    assert half.dtype == torch.float32 and 0 < float((half - plain).abs().max()) < 0.1 * float(plain.abs().max())
+    assert half.dtype == torch.float32
+    assert 0 < float((half - plain).abs().max()) < 0.1 * float(plain.abs().max())
 
 
 def test_the_fused_attention_is_used_where_packing_is_not(model):
@@ -130,7 +132,8 @@ def test_training_follows_a_flipped_sign_in_a_copy_of_04(tmp_path):
                               cwd=tmp_path, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1",
                                                                                  "PATH": "/usr/bin:/bin"})
         assert done.returncode == 0, done.stderr
-        return [row.rsplit(",", 1)[0] for row in (tmp_path / out / "log.csv").read_text().splitlines()], done.stdout
+        rows = (tmp_path / out / "log.csv").read_text().splitlines()
+        return [row.rsplit(",", 1)[0] for row in rows], done.stdout
     before, said = train("before")
     assert "differ" not in said
     lesson = (tmp_path / "04_cra.py").read_text()

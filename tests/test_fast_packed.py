@@ -36,7 +36,8 @@ def rays(R=6, S=7, V=4, near_far=None, seed=0):
 def outputs(level, origin, directions, z, sources, colour=True):
     """A level's outputs and the gradients of a random sum of them, for the features and the parameters."""
     features = sources.features.clone().requires_grad_()
-    context, sigma, colours = level.context_and_density(origin, directions, z, sources._replace(features=features), colour)
+    sources = sources._replace(features=features)
+    context, sigma, colours = level.context_and_density(origin, directions, z, sources, colour)
     logits, w = level.semantics(context)
     found = [x for x in (sigma, colours, logits, w) if x is not None]
     generator = torch.Generator().manual_seed(1)
@@ -103,7 +104,8 @@ def test_density_alone_is_the_same_and_brings_no_colour():
 def test_trained_weights_give_the_same_in_float32(name):
     level = getattr(training.load_checkpoint(WEIGHTS)[0], name)
     origin, directions, z, sources = rays(R=20, S=24, V=8)
-    scene = origin.float(), directions.float(), z.float(), training.Sources(*(x if x is None else x.float() for x in sources))
+    sources = training.Sources(*(x if x is None else x.float() for x in sources))
+    scene = origin.float(), directions.float(), z.float(), sources
     (values, _), (fast, _) = outputs(level, *scene), outputs(packed(level), *scene)
     for ours, theirs in zip(fast, values, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
@@ -130,5 +132,6 @@ def test_source_masks_make_the_same_tokens_invalid():
     level = training.Level(CONFIG, 6)
     assert_equal(level, origin, directions, z, sources._replace(mask=masks))
     level = level.double()
-    sigma, masked = (level.context_and_density(origin, directions, z, s)[1] for s in (sources, sources._replace(mask=masks)))
+    both = sources, sources._replace(mask=masks)
+    sigma, masked = (level.context_and_density(origin, directions, z, s)[1] for s in both)
     assert not torch.equal(sigma, masked)

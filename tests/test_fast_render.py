@@ -62,7 +62,8 @@ def test_kept_samples_are_the_heaviest_and_colour_and_depth_stay(shot, how):
         origin, directions = data.rays(pixels, K, c2w)
         z = model(sources, pixels, K, c2w, fine_only=True)["fine"]["z"]
         context, sigma, _ = model.fine.context_and_density(origin, directions, z, sources)
-        weights = geometry.rendering_weights(sigma, geometry.sample_lengths(z, model.config.far, directions.norm(dim=-1)))
+        delta = geometry.sample_lengths(z, model.config.far, directions.norm(dim=-1))
+        weights = geometry.rendering_weights(sigma, delta)
         logits = model.fine.semantics(context)[0]
         for r in range(W):
             best = weights[r].argsort(descending=True)[:2]
@@ -77,7 +78,8 @@ def test_keeping_all_samples_keeps_the_image(shot):
 
 def test_a_coarse_stride_leaves_the_pixels_of_its_grid_and_comes_near_at_the_others(shot):
     model, *camera = shot
-    whole, image = model.render_image(*camera, H, W), renderer(model, coarse_stride=4).render_image(*camera, H, W)
+    whole = model.render_image(*camera, H, W)
+    image = renderer(model, coarse_stride=4).render_image(*camera, H, W)
     torch.testing.assert_close(image["depth"][::4, ::4], whole["depth"][::4, ::4], rtol=1e-3, atol=1e-3)
     between = (image["depth"] / whole["depth"] - 1).abs()
     assert 1e-4 < float(between.mean()) < 0.1
@@ -86,4 +88,4 @@ def test_a_coarse_stride_leaves_the_pixels_of_its_grid_and_comes_near_at_the_oth
 def test_a_scene_with_its_own_near_and_far_is_rendered_alike(shot):
     model, sources, K, c2w = shot
     sources = sources._replace(near_far=torch.tensor([[0.5, 5.0]] * 5))
-    close(renderer(model, coarse_stride=1).render_image(sources, K, c2w, H, W), model.render_image(sources, K, c2w, H, W))
+    close(renderer(model).render_image(sources, K, c2w, H, W), model.render_image(sources, K, c2w, H, W))
