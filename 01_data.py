@@ -214,10 +214,8 @@ def unit(scene: Scene) -> float:
 
 def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: int = 12,
                   frames: list[int] | None = None, angle_weight: float = 1.0) -> tuple[int, list[int]]:
-    """A random target frame and `views` source frames out of its `pool` nearest, never the target itself.
-
-    frames: draw only from these (fine-tuning); all frames if None. DataError where they are too few.
-    """
+    """A random target frame and `views` source frames out of its `pool` nearest, never the target itself. All
+    are drawn from `frames`, if given (fine-tuning). DataError where they are too few."""
     frames = list(range(len(scene)) if frames is None else frames)
     if len(frames) < views + 1:
         raise DataError(f"{scene.folder}: {len(frames)} usable frames, but {views} source views and a target "
@@ -225,8 +223,9 @@ def training_pair(scene: Scene, views: int, generator: torch.Generator, pool: in
     target = frames[int(torch.randint(len(frames), (), generator=generator))]
     others = [i for i in frames if i != target]
     near = nearest_views(scene.c2w[target], scene.c2w, max(pool, views), angle_weight * unit(scene), others)
-    chosen = torch.randperm(len(near), generator=generator)[:views].tolist()
-    return target, [near[i] for i in chosen]
+    sources = [near[i] for i in torch.randperm(len(near), generator=generator)[:views].tolist()]
+    assert target not in sources
+    return target, sources
 
 
 def protocol(scene: Scene) -> tuple[list[int], list[int], list[int]]:

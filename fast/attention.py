@@ -10,7 +10,7 @@ What that buys of a training step, measured by `python -m tools.benchmark --trie
 512 rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a
 cacheful at a time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
 
-Dimension key: T tokens, P rows (tokens, padding), b sequences of a block, n tokens of each (s queries, t keys),
+Dimension key: T tokens, P rows, padding too, b sequences of a block, n tokens of each (s queries, t keys),
 C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
 """
 import math

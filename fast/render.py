@@ -91,8 +91,8 @@ class FastSRay(training.SRay):
             if weights is None:
                 placing = self.coarse_weights(sources, pixels, K, c2w)
             else:
-                step = stride * self.coarse_stride                            # pixels from one known ray to the next
-                placing = reprojection.lookup(weights, pixels[:, None, None], step)[:, 0, 0]      # (R, coarse)
+                step = stride * self.coarse_stride                            # pixels between known rays
+                placing = reprojection.lookup(weights, pixels[:, None, None], step)[:, 0, 0]
             return self.fine_values(sources, pixels, K, c2w, placing)
         if self.coarse_stride > 1:
             weights = torch.cat(list(run(place, some.flatten(0, 1).split(chunk))))    # (h' w', S)
