@@ -145,6 +145,12 @@ def measure_decoding(args) -> dict:
                 image = iio.imread(file)
                 rows, columns = (data.nearest_pixels(*pair) for pair in zip((968, 1296), image.shape))
                 iio.imwrite(file.with_suffix(f".{suffix}"), np.ascontiguousarray(image[rows][:, columns]))
+        for file in (root / name / "intrinsic").iterdir():
+            K = torch.from_numpy(np.loadtxt(file))                            # (4, 4)
+            K[:3, :3] = data.scale_intrinsics(K[:3, :3], (48, 64), (968, 1296))
+            np.savetxt(file, K)
+        for file in (root / name / "depth").iterdir():                        # the job has no depth
+            file.unlink()
         frames = data.Scene(root / name, args.height, args.width, Path(folder) / "cache")
         frames.load(0), frames.K  # the label table, the image's size
         times = []
