@@ -96,6 +96,7 @@ def miou(confusion):
     return 100 * (hit / (confusion.sum(0) + confusion.sum(1) - hit + 1e-9))[present].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [all_others, eight_of_twenty])
 def test_the_eight_sources_see_85_percent_of_a_target(twelve, protocol):
     share = [covered(K, poses, depth, t, nearest(poses, t, among)[:8])

@@ -500,6 +500,7 @@ def test_08_crops_as_its_run_did(box_copy, tmp_path, monkeypatch):
 
 # ----------------------------------------------------------------------------------------------- near and far
 
+@pytest.mark.slow
 def test_near_and_far_of_a_capture_are_measured(tmp_path, capsys):
     scene = imported(write_transforms(tmp_path / "c", count=26), tmp_path / "out", measure=True)
     screen, (near, far) = said(capsys), read_near_far(scene.folder / "near_far.txt")

@@ -40,6 +40,7 @@ def test_two_pieces_of_a_kind_differ():
         assert not np.allclose(a.parts[0][4]["a"], b.parts[0][4]["a"])
 
 
+@pytest.mark.slow
 def test_furniture_stands_in_the_room_and_apart():
     for seed in [*range(24), *VARIED[:16]]:
         room = room_of(seed)

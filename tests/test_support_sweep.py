@@ -16,6 +16,7 @@ def room(tmp_path_factory):
     return root / rooms.make_rooms(root, [5], frames=24, width=160, height=120, workers=1)[0]
 
 
+@pytest.mark.slow
 def test_the_sweep_measures_a_rooms_depths(room):
     K = np.loadtxt(room / "intrinsic/intrinsic_color.txt")[:3, :3]
     c2w = np.stack([np.loadtxt(room / f"pose/{i}.txt") for i in range(24)])
@@ -29,6 +30,7 @@ def test_the_sweep_measures_a_rooms_depths(room):
     assert again.far == pytest.approx(10 * found.far, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_blank_photographs_and_cameras_in_one_place_tell_nothing(room):
     K = np.loadtxt(room / "intrinsic/intrinsic_color.txt")[:3, :3]
     c2w = np.stack([np.loadtxt(room / f"pose/{i}.txt") for i in range(24)])

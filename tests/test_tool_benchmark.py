@@ -71,6 +71,7 @@ def test_the_fast_path_computes_valid_tokens_alone():
         assert fast[key] < 0.9 * plain[key]
 
 
+@pytest.mark.slow
 def test_an_image_that_skips_takes_fewer_operations():
     small = changed(samples=16)
     whole, kept, strided = (workloads.measure_image(small, **skipping)["gflop"]

@@ -272,6 +272,7 @@ def same_scene(there: Path, room: Path, numbers, tolerance=1e-5):
     return scene
 
 
+@pytest.mark.slow
 def test_a_room_as_nerfstudio_comes_back(room, tmp_path, capsys):
     write_nerfstudio(room, tmp_path / "phone")
     run(importer, tmp_path / "phone", "--out", tmp_path / "out")
@@ -287,6 +288,7 @@ def test_a_room_as_nerfstudio_comes_back(room, tmp_path, capsys):
     assert not scene.has_labels
 
 
+@pytest.mark.slow
 def test_a_room_as_blender_comes_back_with_its_splits(room, tmp_path):
     write_blender(room, tmp_path / "lego")
     run(importer, tmp_path / "lego", "--out", tmp_path / "out")
@@ -603,6 +605,7 @@ def test_a_broken_replica_is_refused_in_one_line(box, tmp_path):
     assert "another label set" in refused(tmp_path / "r", "--out", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_interrupted_import_leaves_whole_scenes_and_goes_on(room, tmp_path, monkeypatch):
     for name in ("a", "b"):
         write_nerfstudio(room, tmp_path / "c" / name)

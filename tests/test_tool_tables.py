@@ -171,6 +171,7 @@ def test_given_weights_stand_for_the_training_with_nothing_changed(tmp_path):
     assert bench.ran[-1][0] == "07_train.py"
 
 
+@pytest.mark.slow
 def test_the_runs_on_one_scene_have_seeds_and_all_start_from_one_training(tmp_path):
     bench = Recorder(tmp_path, seeds=3)
     rows = {(row[0], row[1]): row for row in tables.table_13(bench)[1]}
