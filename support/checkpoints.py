@@ -134,13 +134,18 @@ def is_means(value) -> bool:
     return type(value) is dict and all(is_text(name) and is_number(x) for name, x in value.items())
 
 
+def is_count(value) -> bool:
+    """A whole number from 0 on."""
+    return type(value) is int and value >= 0
+
+
 RUN = {   # what a run says: how it is checked, and what holds where it does not say it
     "data": (lambda value: value in KINDS, "path"), "root": (is_text, "."), "train": (is_names, []),
     "test": (is_names, []), "seconds": (is_number, 0.0),
     "command": (lambda value: type(value) is str and len(value) < 100_000, ""),
     "finetuned": (lambda value: type(value) is bool, False),
     "labels": (lambda value: value is None or is_text(value), None),
-    "validation": (lambda value: type(value) is int and value >= 0, 0), "mean": (is_means, {})}
+    "validation": (is_count, 0), "crop": (is_count, 0), "mean": (is_means, {})}
 
 
 def checked_run(run) -> dict:

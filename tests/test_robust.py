@@ -149,7 +149,7 @@ def test_evaluation_leaves_an_unreadable_view_out_and_moves_no_other_into_its_pl
     for index in (source[2], test[1]):
         path = long_scene / f"color/{scene.frames[index]}.jpg"
         path.unlink()                                                         # a link perhaps
-        path.write_bytes(b"\xff\xd8\xff rubbish")
+        path.write_bytes(b"\xff\xd8\xff rubbish" + str(index).encode())       # no two the same photograph
     scene = data.Scene(long_scene, 24, 32, tmp_path / "cache")
     decode_all([scene], [evaluation.source_views(scene, 8) + evaluation.test_views(scene)], quiet=True)
     assert evaluation.source_views(scene, 8) == [i for i in source if i != source[2]]
