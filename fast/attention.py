@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.tokens import Tokens
+
 cra = import_module("04_cra")           # key_bias; the modules whose weights are used
 
 SHORT = 8               # sequences up to this length stand side by side, unpadded
@@ -49,29 +51,26 @@ def padded_length(lengths: Tensor, most: int) -> Tensor:
     return sizes[torch.bucketize(lengths, sizes)]
 
 
-def lay_out(number: Tensor, mask: Tensor, tokens: int, size: Tensor | None = None,
-            short: int = SHORT) -> Layout:
-    """B sequences of up to N: number (B, N), the token (0 .. tokens-1) at each place, mask (B, N), which
-    places count. Sequences of one size (B,) make a block, padded to it; of size 0 none."""
-    lengths, order = mask.sum(1), number[mask]  # (B,), (T,) sequence after sequence
-    size = padded_length(lengths, mask.shape[1]) if size is None else size
+def lay_out(order: Tensor, lengths: Tensor, size: Tensor, tokens: int, short: int = SHORT) -> Layout:
+    """order: tokens, all or some of 0 .. tokens-1, sequence after sequence; lengths (B,) of the sequences.
+    Those of one size (B,) make a block, padded to it and cut into TILEs; of size 0 none."""
     first, most = lengths.cumsum(0) - lengths, int(lengths.max())
-    blocks, token, row, start = [], [], torch.zeros(tokens, dtype=torch.long), 0
+    blocks, token, reals, end = [], [], [], 0
     for n in size[size > 0].unique().tolist():
-        within = torch.arange(min(n, most))                                   # (n,)
-        abreast = n <= short
-        for some in (size == n).nonzero()[:, 0].split(max(1, TILE // (n * n * (8 if abreast else 1)))):
-            real = within < lengths[some, None]                               # (b, n)
-            held = order[(first[some, None] + within).clamp_(max=len(order) - 1)]       # (b, n)
-            real, held = (real.T, held.T) if abreast else (real, held)
-            full = bool(real.all())
-            rows = torch.arange(start, start + held.numel()).view(held.shape)
-            row[held if full else held[real]] = rows if full else rows[real]
-            part = slice(start, start + held.numel())
-            blocks.append(Block(part, held.shape, None if full else real, abreast))
-            token.append(held.flatten())
-            start += held.numel()
-    return Layout(blocks, torch.cat(token) if token else order[:0], row)
+        same, within, abreast = (size == n).nonzero()[:, 0], torch.arange(min(n, most)), n <= short
+        real = within < lengths[same, None]                                   # (b, n)
+        held = order[(first[same, None] + within).clamp_(max=len(order) - 1)] # (b, n)
+        step = max(1, TILE // (n * n * (8 if abreast else 1)))
+        for some, tile in zip(real.split(step), held.split(step)):
+            some, tile = (some.T, tile.T) if abreast else (some, tile)
+            part = slice(end, end + tile.numel())
+            blocks.append(Block(part, tile.shape, None if some.all() else some, abreast))
+            token.append(tile.flatten())
+            reals.append(some.flatten())
+            end += tile.numel()
+    token, real = torch.cat(token or [order[:0]]), torch.cat(reals or [order[:0]]).nonzero()[:, 0]
+    row = torch.zeros(tokens, dtype=torch.long).index_copy_(0, token[real], real)
+    return Layout(blocks, token, row)
 
 
 def products(x: Tensor, y: Tensor) -> Tensor:
@@ -181,7 +180,7 @@ def attend(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     three = module.query, module.key, module.value
     weight, bias = torch.cat([f.weight for f in three]), torch.cat([f.bias for f in three])
     z = module.out(PackedAttention.apply(y, weight, bias, module.heads, layout.blocks).T)     # (P, C)
-    z = module.norm(y + (F.relu(z) if module.relu else z))
+    z = module.norm(y + (F.relu_(z) if module.relu else z))
     return z.index_select(0, layout.row)                                      # (T, C)
 
 
@@ -212,35 +211,44 @@ def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor
         torch.div(torch.bmm(p.transpose(1, 2), y_), p.sum(1)[..., None], out=z_)
     answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value).reshape(-1, C)  # (A C, C)
     z = torch.addmm(module.out(module.value.bias), z, answer)                 # (Q, C)
-    z = module.norm(asker + (F.relu(z) if module.relu else z))
+    z = module.norm(asker + (F.relu_(z) if module.relu else z))
     return z.index_select(0, asking.row)                                      # (T, C)
 
 
-def refine(module: nn.Module, M: Tensor, mask: Tensor, index: Tensor | None, kept: Tensor | None) -> Tensor:
-    """04's CRA of valid tokens: M (T, C), mask (R, S, V) -> M'' (T, C). kept (R, S): refine these samples'
-    tokens alone -> (n, C); the others are read along the ray, but ask nothing."""
-    (_, S, V), (T, C) = mask.shape, M.shape
-    number = (mask.flatten().cumsum(0) - 1).view(mask.shape)                  # (R, S, V) which token
-    asked = None if kept is None else mask & kept[..., None]                  # (R, S, V)
+def rays(tokens: Tokens, mode: str) -> tuple[Tensor, Tensor, int]:
+    """The sequences along the rays: of each view, in mode "dense" of all views together -> the tokens (T,),
+    sequence after sequence, lengths (B,), and the most there can be."""
+    R, S, V = tokens.mask.shape
+    number = (tokens.mask.flatten().cumsum(0) - 1).view(R, S, V)              # which token
+    if mode == "dense":
+        return number[tokens.mask], tokens.mask.sum((1, 2)), S * V            # R sequences
+    by_view = tokens.mask.transpose(1, 2)                                     # (R, V, S)
+    return number.transpose(1, 2)[by_view], by_view.sum(2).flatten(), S       # R V sequences
+
+
+def refine(module: nn.Module, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+    """04's CRA of valid tokens: M (T, C) -> M'' (T, C). kept (T,) bool: refine these alone -> (n, C); the
+    others are read along the ray, but ask nothing."""
+    R, S, V = tokens.mask.shape
+    sample = tokens.sample                                                    # (T,)
     if module.mode in ("intra", "full", "dense"):
-        if module.mode == "dense":                                            # R sequences of up to S V
-            by_sequence, layer = (lambda x: x.flatten(1)), module.dense
-        else:                                                                 # R V sequences of up to S
-            by_sequence, layer = (lambda x: x.transpose(1, 2).flatten(0, 1)), module.L4
-        L2 = cra.sample_positions(S if index is None else index, C).to(M.dtype)   # (S, C) or (R, S, C)
-        ray, sample, _ = mask.nonzero(as_tuple=True)                          # (T,) each
-        M = M + L2.view(-1, C).index_select(0, sample if index is None else ray * S + sample)         # L3
-        if asked is None:
-            M = attend(layer, M, lay_out(by_sequence(number), by_sequence(mask), T))
+        L2 = cra.sample_positions(S if index is None else index, M.shape[1]).to(M.dtype)          # (.., S, C)
+        M = M + L2.view(-1, M.shape[1]).index_select(0, sample % S if index is None else sample)  # L3
+        order, lengths, most = rays(tokens, module.mode)
+        size, layer = padded_length(lengths, most), module.dense if module.mode == "dense" else module.L4
+        if kept is None:
+            M = attend(layer, M, lay_out(order, lengths, size, len(M)))       # M'
         else:
-            number, mask_, asked_ = by_sequence(number), by_sequence(mask), by_sequence(asked)
-            size = padded_length(mask_.sum(1), mask_.shape[1]) * asked_.any(1)            # (B,)
-            reading, asking = (lay_out(number, x, T, size, short=0) for x in (mask_, asked_))
-            M = ask(layer, M, reading, asking)                                # M'
-    if asked is not None:
-        M = M.index_select(0, asked[mask].nonzero()[:, 0])                    # (n, C)
-        mask = asked
+            asks = kept[order]
+            count = torch.arange(len(size)).repeat_interleave(lengths)[asks].bincount(minlength=len(size))
+            size = size * (count > 0)
+            asking = lay_out(order[asks], count, size, len(M), 0)
+            M = ask(layer, M, lay_out(order, lengths, size, len(M), 0), asking)
+    if kept is not None:
+        some = kept.nonzero()[:, 0]
+        M, sample = M.index_select(0, some), sample.index_select(0, some)     # (n, C), (n,)
     if module.mode in ("cross", "full"):                                      # R S sequences of up to V
-        number = (mask.flatten().cumsum(0) - 1).view(-1, V)
-        M = attend(module.L6, M, lay_out(number, mask.flatten(0, 1), len(M))) # M''
+        lengths = sample.bincount(minlength=R * S)
+        layout = lay_out(torch.arange(len(M)), lengths, padded_length(lengths, V), len(M))
+        M = attend(module.L6, M, layout)                                      # M''
     return M

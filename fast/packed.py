@@ -5,13 +5,13 @@ masked. Here M is (T, C), the T valid ones. Layers work on tokens as they are; l
 attention (fast/attention.py) and sums over the views have a packed form.
 """
 from importlib import import_module
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fast.attention import attend, lay_out, refine
+from fast.attention import attend, lay_out, padded_length, refine
 from fast.lookup import lookup
+from fast.tokens import Tokens
 
 data = import_module("01_data")                    # project
 encoder = import_module("02_encoder")              # STRIDE, CHANNELS
@@ -19,32 +19,6 @@ reprojection = import_module("03_reprojection")    # Reprojection, in_view, dire
 cra = import_module("04_cra")                      # CRA, key_bias, sample_positions
 weighting = import_module("05_weighting")          # WeightNetwork, view_weights
 geometry = import_module("06_geometry_render")     # GeometryNetwork
-
-
-class Tokens(NamedTuple):
-    """The T valid tokens of (R, S, V), ray by ray, sample by sample, view by view."""
-    mask: Tensor      # (R, S, V)
-    place: Tensor     # (T,) of the R S V
-    sample: Tensor    # (T,) of the R S
-
-    @staticmethod
-    def of(mask: Tensor) -> "Tokens":
-        """The tokens where mask (R, S, V) is true."""
-        place = mask.flatten().nonzero()[:, 0]
-        return Tokens(mask, place, place // mask.shape[2])
-
-    def sum_over_views(self, x: Tensor) -> Tensor:
-        """x (T, C) -> (R, S, C)"""
-        R, S, _ = self.mask.shape
-        return x.new_zeros(R * S, x.shape[1]).index_add(0, self.sample, x).view(R, S, -1)
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """x (T,) -> (R, S, V): in its place, 0 where the mask is false."""
-        return x.new_zeros(self.mask.numel()).index_copy(0, self.place, x).view(self.mask.shape)
-
-    def pack(self, x: Tensor) -> Tensor:
-        """x (R, S, V) -> (T,)"""
-        return x.flatten().index_select(0, self.place)
 
 
 class PackedLevel(nn.Module):
@@ -70,7 +44,7 @@ class PackedLevel(nn.Module):
         tokens = Tokens.of(mask)
         view = tokens.place % len(K)                                          # (T,)
         pixels = pixels.view(-1, 2).index_select(0, tokens.place)             # (T, 2)
-        centres = c2w[:, :3, 3].index_select(0, view)                         # (T, 3)
+        centres = c2w[:, :3, 3].contiguous().index_select(0, view)            # (T, 3)
         points = points.view(-1, 3).index_select(0, tokens.sample)            # (T, 3)
         differences = reprojection.direction_differences(  # of T rays of one sample, one view
             points[:, None], origin, centres[:, None, None]).view(-1, 4)      # (T, 4)
@@ -89,8 +63,9 @@ class PackedLevel(nn.Module):
         L8 = net.L8(torch.cat([L5, L6], dim=-1))                              # (R, S, 16)
         seen = tokens.mask.any(dim=2)                                         # (R, S)
         L8 = L8 + cra.sample_positions(S if index is None else index, 16).to(M.dtype)
-        number = torch.arange(R * S).view(R, S)
-        L9 = attend(net.L9, L8.flatten(0, 1), lay_out(number, seen, R * S)).view(R, S, -1)
+        rows, lengths = seen.flatten().nonzero()[:, 0], seen.sum(1)
+        layout = lay_out(rows, lengths, padded_length(lengths, S), R * S)     # R sequences of up to S
+        L9 = attend(net.L9, L8.flatten(0, 1), layout).view(R, S, -1)
         L11 = net.density(net.L11(net.L10(L9))).squeeze(-1)                   # (R, S)
         return L11 * seen, L4, L3
 
@@ -98,7 +73,8 @@ class PackedLevel(nn.Module):
         """06's colour head: which of the colours (T, 3) to believe -> (R, S, 3)."""
         score = self.geometry.blend(torch.cat([L4, L3, differences], dim=-1)).squeeze(-1)     # (T,)
         score = tokens.unpack(score) + cra.key_bias(tokens.mask, score.dtype)                 # (R, S, V)
-        share = tokens.pack(score.softmax(dim=-1))[:, None]                   # (T, 1)
+        share = score.movedim(-1, 0).softmax(dim=0).movedim(0, -1)            # over rows of 8 it is slow
+        share = tokens.pack(share)[:, None]                                   # (T, 1)
         return tokens.sum_over_views(share * colours)
 
     def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources,
@@ -120,9 +96,10 @@ class PackedLevel(nn.Module):
         kept = None
         if keep is not None:
             kept = torch.zeros_like(tokens.mask[:, :, 0]).scatter(1, keep, True)      # (R, S)
-        refined = refine(self.cra, M, tokens.mask, index, kept)               # M'': (T, C)
+            kept = kept.flatten()[tokens.sample]                              # (T,)
+        refined = refine(self.cra, M, tokens, index, kept)                    # M'': (T, C), or of those kept
         if keep is not None:
-            some = kept.flatten()[tokens.sample].nonzero()[:, 0]              # which of the T
+            some = kept.nonzero()[:, 0]
             M, differences, visibility = (x.index_select(0, some) for x in (M, differences, visibility))
             tokens = Tokens.of(tokens.mask.take_along_dim(keep[:, :, None], dim=1))   # of (R, n, V)
         L1 = torch.cat([M, differences, visibility], dim=-1)                  # (T, 37)

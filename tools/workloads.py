@@ -221,7 +221,9 @@ def attention_module(mode: str, kind: str) -> Callable:
     if kind != "packed":
         return module
     from fast.attention import refine
-    return lambda M, mask: refine(module, M[mask], mask, None, None).view(M.shape)  # all tokens are valid
+    from fast.tokens import Tokens
+    # all tokens are valid
+    return lambda M, mask: refine(module, M[mask], Tokens.of(mask), None, None).view(M.shape)
 
 
 def measure_tensor(args, mode: str, kind: str, R: int) -> dict:
