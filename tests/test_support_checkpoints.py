@@ -10,7 +10,7 @@ from support.files import DataError
 
 training = import_module("07_train")
 RUN = {"data": "path", "root": "scans", "train": ["a"], "test": ["b"], "seconds": 1.5, "command": "python x",
-       "finetuned": False, "labels": None, "validation": 0, "mean": {"semantic": 0.5}}
+       "finetuned": False, "labels": None, "validation": 0, "crop": 0, "mean": {"semantic": 0.5}}
 
 
 def state_of(model: torch.nn.Module, **changes) -> dict:
@@ -53,7 +53,7 @@ def test_a_run_that_says_nothing_is_as_one_that_knows_no_scene(tmp_path, state):
     ("train",
      "abc"), ("train", [1]), ("train", {"a": 1}), ("test", None), ("test", [["a"]]), ("seconds", "1"),
     ("seconds", float("inf")), ("seconds", float("nan")), ("seconds", True), ("command", None),
-    ("finetuned", 1), ("labels", 3), ("validation", -1), ("validation", 1.0),
+    ("finetuned", 1), ("labels", 3), ("validation", -1), ("validation", 1.0), ("crop", -1),
     ("mean", [1]), ("mean", {"loss": float("nan")})])
 def test_what_a_run_says_is_checked_and_named(tmp_path, state, name, value):
     refused(tmp_path / "a.pt", {**state, "run": {**RUN, name: value}}, f"unusable '{name}' in its run")

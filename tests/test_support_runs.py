@@ -20,7 +20,7 @@ from support.files import DataError
 from support.labels import SCANNET
 
 RUN = {"data": "path", "root": ".", "train": [], "test": [], "seconds": 0.0, "command": "",
-       "finetuned": False, "labels": None, "validation": 0, "mean": {}}
+       "finetuned": False, "labels": None, "validation": 0, "crop": 0, "mean": {}}
 STATE = {"step": 3, "run": RUN, "config": {}, "model": {"weight": torch.arange(3.0)}}
 
 
