@@ -13,19 +13,20 @@ must keep that: output i reads input i / 2. The usual half-pixel upsampling woul
 input cell each time (tests/test_02_encoder.py measures it).
 
 Departures from Table 8: none in layers, sizes and order. The table lists no activation for L11-L18; an ELU
-there gains 1.2 mIoU (docs/choices.md). Convolutions carry no bias: every one is followed by an instance norm
-whose own shift would cancel it.
+there gains 1.2 mIoU (docs/choices.md; two seeds differ by 1.1). Convolutions carry no bias: the instance norm
+after each subtracts the mean, and so would cancel it. Its affine shift takes the bias's place.
 
-Dimension key: V source views, C channels, H, W image size.
+Dimension key: V source views, C channels, H, W image size, h, w a map's. H/2, H/4 ... are rounded up.
 Run: python 02_encoder.py     Test: pytest tests/test_02_encoder.py
 """
 import time
 from importlib import import_module
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support.files import run_script, save_picture
 
 STRIDE = 4        # image pixels from one feature to the next: L1 and L2 halve, the rest comes back to 1/4
 CHANNELS = 32     # C, the width of the features and of the 3D contextual space
@@ -42,8 +43,8 @@ def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Seque
 
 
 class ResBlock(nn.Module):
-    """Table 8's "ResBlock 3x3  a, b, c": two 3x3 convolutions a -> b -> c, the first of them strided, around
-    a shortcut.
+    """Table 8's "ResBlock 3x3  a, b, c", b = c in every row: two 3x3 convolutions a -> c -> c, the first of
+    them strided, and a shortcut past both.
 
     (V, a, h, w) -> (V, c, ceil(h/stride), ceil(w/stride)). The shortcut is the identity where the shape does
     not change, else a strided 1x1 convolution; the table does not list it.
@@ -61,14 +62,14 @@ class ResBlock(nn.Module):
 
 
 def upsample_onto(x: Tensor, skip: Tensor) -> Tensor:
-    """Bilinear 2x upsampling, output pixel i reads input position i / 2: (V, C, h, w) -> (V, C, H, W).
+    """Bilinear 2x upsampling to the size of a skip: x (V, C, h, w), skip (V, c, n, m) -> (V, C, n, m).
 
-    A stride-2 layer makes h = ceil(n / 2) rows of n, so n is 2h - 1 or 2h: positions 0, 1/2, ... h - 1 are
-    the first 2h - 1 rows, and an even n repeats the last one. No size is ever cropped.
+    Output row i reads input row i / 2. A stride-2 layer made h = ceil(n / 2) rows of n, so n is 2h - 1 or
+    2h. Rows 0, 1/2, 1, ... h - 1 are 2h - 1 of them; if n is 2h, the last one is repeated. Columns likewise.
     """
     h, w = x.shape[-2:]
-    x = F.interpolate(x, size=(2 * h - 1, 2 * w - 1), mode="bilinear", align_corners=True)
-    rows, columns = skip.shape[-2] - (2 * h - 1), skip.shape[-1] - (2 * w - 1)    # 0 (odd) or 1 (even)
+    x = F.interpolate(x, size=(2 * h - 1, 2 * w - 1), mode="bilinear", align_corners=True)    # steps of 1/2
+    rows, columns = skip.shape[-2] - (2 * h - 1), skip.shape[-1] - (2 * w - 1)    # n odd: 0, n even: 1
     return F.pad(x, (0, columns, 0, rows), mode="replicate")
 
 
@@ -99,23 +100,23 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         act = self.activation
-        x = F.relu(self.L1(2 * images - 1))                                   # (V, 16, H/2, W/2)
-        skip2 = self.L2(x)                                                    # (V, 32, H/4, W/4)
-        skip4 = self.L4(self.L3(skip2))                                       # (V, 64, H/8, W/8)
-        x = self.L10(self.L9(self.L8(self.L7(self.L6(self.L5(skip4))))))      # (V, 128, H/16, W/16)
-        x = act(self.L11(x))                                                  # (V, 64, H/16, W/16)
-        x = torch.cat([upsample_onto(x, skip4), skip4], dim=1)                # L12, L13: (V, 128, H/8, W/8)
-        x = act(self.L15(act(self.L14(x))))                                   # (V, 32, H/8, W/8)
-        x = torch.cat([upsample_onto(x, skip2), skip2], dim=1)                # L16, L17: (V, 64, H/4, W/4)
-        return self.L19(act(self.L18(x)))                                     # (V, 32, H/4, W/4)
+        L1 = F.relu(self.L1(2 * images - 1))                                  # (V, 16, H/2, W/2)
+        L2 = self.L2(L1)                                                      # (V, 32, H/4, W/4)
+        L4 = self.L4(self.L3(L2))                                             # (V, 64, H/8, W/8)
+        L10 = self.L10(self.L9(self.L8(self.L7(self.L6(self.L5(L4))))))       # (V, 128, H/16, W/16)
+        L11 = act(self.L11(L10))                                              # (V, 64, H/16, W/16)
+        L13 = torch.cat([upsample_onto(L11, L4), L4], dim=1)                  # L12, L13: (V, 128, H/8, W/8)
+        L15 = act(self.L15(act(self.L14(L13))))                               # (V, 32, H/8, W/8)
+        L17 = torch.cat([upsample_onto(L15, L2), L2], dim=1)                  # L16, L17: (V, 64, H/4, W/4)
+        return self.L19(act(self.L18(L17)))                                   # (V, 32, H/4, W/4)
 
 
 def parameter_counts(encoder: Encoder) -> dict[str, int]:
     """Weights by kind: "listed" (Table 8's convolutions), "shortcut" (of ResBlocks), "norm" (affine)."""
     counts = {"listed": 0, "shortcut": 0, "norm": 0}
     for name, weight in encoder.named_parameters():
-        kind = "norm" if weight.dim() == 1 else "shortcut" if "shortcut" in name else "listed"
-        counts[kind] += weight.numel()
+        kind = "shortcut" if "shortcut" in name else "listed"
+        counts["norm" if weight.dim() == 1 else kind] += weight.numel()
     return counts
 
 
@@ -191,10 +192,8 @@ def main() -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle("Table 8: (V, 3, 240, 320) → (V, 32, 60, 80), main directions as RGB")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/02_encoder.png", dpi=110)
-    print("picture: outputs/02_encoder.png")
+    save_picture(figure, "outputs/02_encoder.png", 110)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

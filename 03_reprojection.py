@@ -38,12 +38,12 @@ class Context(NamedTuple):
     mask: Tensor            # (R, S, V)      bool: in front of the camera and inside its image
 
 
-def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:
+def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:  # exercise: L20
     """Bilinear lookup in maps (V, C, h, w), whose cell (i, j) is centred on pixel (stride i, stride j), at
     pixels (R, S, V, 2) -> (R, S, V, C). Beyond the outermost centres the border value holds."""
     h, w = maps.shape[-2:]
-    last = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype)
-    grid = 2 * pixels / stride / last - 1                                     # -1: first centre, +1: last
+    last = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype)     # not 0 / 0
+    grid = 2 * pixels / stride / last - 1                 # (R, S, V, 2): -1 is the first centre, +1 the last
     grid = grid.permute(2, 0, 1, 3)                                           # (V, R, S, 2)
     out = F.grid_sample(maps, grid, padding_mode="border", align_corners=True)                # (V, C, R, S)
     return out.permute(2, 3, 0, 1)                                            # (R, S, V, C)
@@ -56,12 +56,16 @@ def in_view(pixels: Tensor, z: Tensor, height: int, width: int) -> Tensor:
     return (z > 1e-3) & (u >= -0.5) & (v >= -0.5) & (u <= width - 0.5) & (v <= height - 0.5)
 
 
-def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:
-    """points (R, S, 1, 3) seen from the query camera (3,) and the source cameras (V, 3) -> (R, S, V, 4): unit
-    source direction minus unit query direction, and their dot product (1: both look at the point from the
-    same side)."""
-    query = F.normalize(points - query_origin, dim=-1)                        # (R, S, 1, 3)
-    source = F.normalize(points - source_origins, dim=-1)                     # (R, S, V, 3)
+def unmasked(masks: Tensor, pixels: Tensor) -> Tensor:
+    """masks (V, H, W) bool at pixels (R, S, V, 2) -> (R, S, V) bool: no part in a false pixel."""
+    return lookup(masks[:, None].to(pixels.dtype), pixels, 1)[..., 0] > 0.999
+
+
+def direction_differences(points: Tensor, query_origin: Tensor, source_origins: Tensor) -> Tensor:  # exercise
+    """Table 8's Input 2. points (R, S, 3), camera centres: query_origin (3,), source_origins (V, 3) ->
+    (R, S, V, 4): unit direction from source to point minus that from query to point; their dot product."""
+    query = F.normalize(points - query_origin, dim=-1)[:, :, None]            # (R, S, 1, 3)
+    source = F.normalize(points[:, :, None] - source_origins, dim=-1)         # (R, S, V, 3)
     cosine = (source * query).sum(-1, keepdim=True)                           # (R, S, V, 1)
     return torch.cat([source - query, cosine], dim=-1)                        # (R, S, V, 4)
 
@@ -74,14 +78,17 @@ class Reprojection(nn.Module):
         self.L21 = nn.Sequential(nn.Linear(4, 16), nn.ELU(), nn.Linear(16, encoder.CHANNELS), nn.ELU())
 
     def forward(self, points: Tensor, query_origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
-                c2w: Tensor, colour: bool = True) -> Context:
+                c2w: Tensor, colour: bool = True, masks: Tensor | None = None) -> Context:
         """points (R, S, 3), query camera centre (3,), source features (V, C, h, w), images (V, 3, H, W), K
-        (V, 3, 3), c2w (V, 4, 4) -> Context; colour=False leaves its colours out."""
+        (V, 3, 3), c2w (V, 4, 4) -> Context; colour=False leaves its colours out. Where there are masks
+        (V, H, W), a token with a part in a false pixel is invalid, as if it were outside the image."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
         mask = in_view(pixels, z, H, W)                                       # (R, S, V)
-        pixels = pixels.masked_fill(~mask[..., None], 0)                      # finite everywhere
-        differences = direction_differences(points[:, :, None], query_origin, c2w[:, :3, 3])  # (R, S, V, 4)
+        pixels = pixels.masked_fill(~mask[..., None], 0)  # at nan, grid_sample's gradient crashes on a CPU
+        if masks is not None:
+            mask = mask & unmasked(masks, pixels)                             # (R, S, V)
+        differences = direction_differences(points, query_origin, c2w[:, :3, 3])      # (R, S, V, 4)
         L20 = lookup(features, pixels, encoder.STRIDE)                        # (R, S, V, C)
         M = (L20 + self.L21(differences)) * mask[..., None]                   # L22: (R, S, V, C)
         colours = lookup(images, pixels, 1) * mask[..., None] if colour else None     # (R, S, V, 3)
@@ -98,7 +105,7 @@ def main() -> None:
     target, sources = views[8], views[:8]
     pixels = torch.tensor([[150.0, 140.0]])                                   # one query ray
     origin, directions = data.rays(pixels, target.K, target.c2w)
-    z = 1 / torch.linspace(1 / 0.5, 1 / 8.0, 64)  # 64 samples, even in inverse depth
+    z = torch.linspace(0.3, 8.0, 64)                                          # (S,) 64 depths, 07's range
     points = origin + z[:, None] * directions[:, None]                        # (1, 64, 3)
     reproject = Reprojection()
     with torch.no_grad():

@@ -18,12 +18,13 @@ Dimension key: R rays, S samples, V source views, C channels, A heads, D head di
 Run: python 04_cra.py     Test: pytest tests/test_04_cra.py
 """
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
+
+from support.files import run_script, save_picture
 
 MODES = ("none", "intra", "cross", "full", "dense")          # the rows of Tables 2 and 3
 FUSED_LIMIT = 65535                                          # sequences that a CUDA kernel takes at once
@@ -36,21 +37,21 @@ def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 
-def attention_maps(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+def attention_maps(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:  # exercise: L4 and L6
     """Who reads whom, and how much: q (B, A, s, D), k (B, A, t, D), mask (B, t) -> (B, A, s, t)."""
     # score[b,a,s,t] = sum_d q[b,a,s,d] k[b,a,t,d] / sqrt(D)
     score = torch.einsum("basd,batd->bast", q, k) / math.sqrt(q.shape[-1])                 # (B, A, s, t)
     return (score + key_bias(mask, score.dtype)[:, None, None]).softmax(dim=-1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Multi-head attention: q, k, v (B, A, N, D), mask (B, N), which keys may be read -> (B, A, N, D)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # exercise: L4 and L6
+    """Scaled dot-product attention: q, k, v (B, A, N, D), mask (B, N), true: may be read -> (B, A, N, D)."""
     # out[b,a,s,d] = sum_t softmax_t(score)[b,a,s,t] v[b,a,t,d]
     return torch.einsum("bast,batd->basd", attention_maps(q, k, mask), v)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """`attention` by PyTorch's fused kernel, which never stores the (s, t) scores."""
+    """`attention` by PyTorch's fused kernel, which never stores the (B, A, s, t) scores."""
     bias = key_bias(mask, q.dtype)[:, None, None].expand(-1, q.shape[1], q.shape[2], -1)   # (B, A, s, t)
     parts = zip(*(x.split(FUSED_LIMIT) for x in (q, k, v, bias)))
     return torch.cat([F.scaled_dot_product_attention(q, k, v, attn_mask=b) for q, k, v, b in parts])
@@ -74,28 +75,29 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4, relu: bool = True):
         super().__init__()
-        self.heads, self.relu, self.attend = heads, relu, attention
+        self.heads, self.relu, self.attend = heads, relu, attention           # fast/ has another attend
         self.query, self.key, self.value = (nn.Linear(channels, channels) for _ in range(3))
         self.out = nn.Linear(channels, channels)
         self.norm = nn.LayerNorm(channels)
 
-    def project(self, x: Tensor) -> list[Tensor]:
-        """x (B, N, C) -> queries, keys and values, (B, A, N, D) each."""
+    def queries_keys_values(self, x: Tensor) -> list[Tensor]:
+        """x (B, N, C) -> three of (B, A, N, D)."""
         B, N, C = x.shape
         layers = self.query, self.key, self.value
         return [layer(x).view(B, N, self.heads, -1).transpose(1, 2) for layer in layers]
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        z = self.attend(*self.project(x), mask)                               # (B, A, N, D)
-        z = self.out(z.transpose(1, 2).flatten(2))                            # (B, N, C)
-        return self.norm(x + (F.relu(z) if self.relu else z))
+        read = self.attend(*self.queries_keys_values(x), mask)                # (B, A, N, D)
+        read = self.out(read.transpose(1, 2).flatten(2))                      # (B, N, C)
+        return self.norm(x + (F.relu(read) if self.relu else read))           # (B, N, C)
 
 
 class CRA(nn.Module):
     """Table 9. M (R, S, V, C), mask (R, S, V) -> M'' (R, S, V, C).
 
     mode: "full" (intra-view radial, then cross-view sparse attention), "intra", "cross", "dense" (one
-    attention over all S V tokens of a ray) or "none" (returns M): the five rows of Tables 2 and 3.
+    attention over all S V tokens of a ray) or "none" (returns M): the rows of Tables 2 and 3. Else
+    ValueError.
     """
 
     def __init__(self, mode: str = "full", channels: int = 32, heads: int = 4, relu: bool = True):
@@ -115,21 +117,21 @@ class CRA(nn.Module):
         R, S, V, C = M.shape
         L1 = M.transpose(1, 2)                                                # (R, V, S, C)
         L2 = sample_positions(S if index is None else index, C, M.device).to(M.dtype)    # (S, C) or (R, S, C)
-        return L1 + L2.view(-1, 1, S, C)                                      # L3: (R, V, S, C)
+        return L1 + L2.view(-1, 1, S, C)                # L3: (R, V, S, C) + (1 or R, 1, S, C)
 
-    def intra_view(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+    def intra_view(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise: L1-L5
         """Intra-view radial attention: R V sequences of S tokens. M (R, S, V, C) -> M' (R, S, V, C)."""
         R, S, V, C = M.shape
         L3 = self.with_positions(M, index)                                    # (R, V, S, C)
         L4 = self.L4(L3.flatten(0, 1), mask.transpose(1, 2).flatten(0, 1))    # (R V, S, C)
         return L4.view(R, V, S, C).transpose(1, 2)                            # L5: (R, S, V, C)
 
-    def cross_view(self, M: Tensor, mask: Tensor) -> Tensor:
+    def cross_view(self, M: Tensor, mask: Tensor) -> Tensor:  # exercise: L6
         """Cross-view sparse attention: R S sequences of V tokens. M' (R, S, V, C) -> M'' (R, S, V, C)."""
         L6 = self.L6(M.flatten(0, 1), mask.flatten(0, 1))                     # (R S, V, C)
         return L6.view(M.shape)                                               # (R, S, V, C)
 
-    def dense_attention(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
+    def dense_attention(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise
         """What CRA stands in for: R sequences of V S tokens. M (R, S, V, C) -> (R, S, V, C)."""
         R, S, V, C = M.shape
         L3 = self.with_positions(M, index)                                    # (R, V, S, C)
@@ -147,13 +149,12 @@ class CRA(nn.Module):
         return M
 
     def maps(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What "full" looks at, for pictures: intra-view (R, V, A, S, S), cross-view (R, S, A, V, V)."""
-        R, S, V, C = M.shape
-        q, k, _ = self.L4.project(self.with_positions(M, index).flatten(0, 1))        # (R V, A, S, D)
+        """The attention maps of mode "full": intra-view (R, V, A, S, S), cross-view (R, S, A, V, V)."""
+        q, k, _ = self.L4.queries_keys_values(self.with_positions(M, index).flatten(0, 1))
         intra = attention_maps(q, k, mask.transpose(1, 2).flatten(0, 1))      # (R V, A, S, S)
-        q, k, _ = self.L6.project(self.intra_view(M, mask, index).flatten(0, 1))      # (R S, A, V, D)
+        q, k, _ = self.L6.queries_keys_values(self.intra_view(M, mask, index).flatten(0, 1))
         cross = attention_maps(q, k, mask.flatten(0, 1))                      # (R S, A, V, V)
-        return intra.unflatten(0, (R, V)), cross.unflatten(0, (R, S))
+        return intra.unflatten(0, M.shape[:3:2]), cross.unflatten(0, M.shape[:2])
 
 
 def main() -> None:
@@ -164,28 +165,25 @@ def main() -> None:
     torch.manual_seed(0)
     R, S, V, C = 4, 12, 3, 32
     M, mask = torch.randn(R, S, V, C), torch.ones(R, S, V, dtype=torch.bool)
-    first, then = (R, V, S, C), tuple(CRA()(M, mask).shape)
-    print(f"Table 9 on {R} rays, {S} samples, {V} source views\n")
-    for row, text, shape in (
-            ("L1", "Transpose (Input)", first), ("L2", "Position embeddings", (S, C)),
-            ("L3", "Add (L1, L2)", first), ("L4", "Multi-head attention: intra-view", first),
-            ("L5", "Transpose (L4)", then), ("L6", "Multi-head attention: cross-view", then)):
+    along_rays, refined = (R, V, S, C), tuple(CRA()(M, mask).shape)
+    rows = ("L1", "Transpose (Input)", along_rays), ("L2", "Position embeddings", (S, C)), \
+        ("L3", "Add (L1, L2)", along_rays), ("L4", "Multi-head attention: intra-view", along_rays), \
+        ("L5", "Transpose (L4)", refined), ("L6", "Multi-head attention: cross-view", refined)
+    for row, text, shape in rows:
         print(f"{row:4} {text:36} {shape}")
     print(f"One fact: at the paper's 64 samples and 8 views, two hops have {8 * 64 * 64 + 64 * 8 * 8:,} "
           f"scores a ray and head, dense attention {(64 * 8) ** 2:,}.")
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 4.3), layout="constrained")
-    for axis, mode in zip(axes, ("intra", "cross", "full", "dense")):  # who moves whom? ask the gradient
-        module = CRA(mode)
-        energies = jacobian(lambda x: module(x, mask[:1]).square().sum(-1), M[:1])
-        reach = energies.norm(dim=-1).view(S * V, S * V)
-        axis.imshow((reach + 1e-6).log10(), cmap="cividis", vmin=-6)
+    probe = torch.randn(C)         # one direction of C: a LayerNorm holds the sum and the squares constant
+    for axis, mode in zip(axes, ("intra", "cross", "full", "dense")):
+        slope = jacobian(lambda x, cra=CRA(mode): cra(x, mask[:1]) @ probe, M[:1])  # (1, S, V, 1, S, V, C)
+        reach = slope.norm(dim=-1).view(S * V, S * V)                         # token that reads, token read
+        axis.imshow((reach + 1e-3).log10(), cmap="cividis", vmin=-3)
         axis.set(title=f"{mode}: {(reach > 0).float().mean():.0%} of the pairs", xlabel="token that is read")
     figure.suptitle("Which token (row) of a ray reads which: two sparse hops go where dense does")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/04_cra.png", dpi=100)
-    print("picture: outputs/04_cra.png")
+    save_picture(figure, "outputs/04_cra.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,13 +20,14 @@ differences) + 1, the view's visibility (Table 11, L3); the table lists only the
 Dimension key: R rays, S samples, V source views, C channels, L classes.
 Run: python 05_weighting.py     Test: pytest tests/test_05_weighting.py
 """
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from support.files import run_script, save_picture
 
-def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
+
+def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:  # exercise: eq. 3
     """Euclidean projection of scores (..., V) onto C(tau) over the valid views of mask (..., V) -> w (...,
     V), 0 where invalid. No valid view: all zero. tau in (0, 1], else ValueError.
 
@@ -41,26 +42,26 @@ def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:
     low, high = tau / m, 1 / (tau * m)                                        # (..., 1) eq. 3's bounds
     with torch.no_grad():  # which views end on which bound?
         bends = torch.cat([scores - low, scores - high], dim=-1)              # (..., 2V) a view meets a bound
-        moved = (scores[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])
-        total = (moved * valid[..., None, :]).sum(-1)  # (..., 2V) falls as the shift grows
-        both, over = torch.cat([mask, mask], dim=-1), total >= 1  # a masked view's bends do not count
-        left = torch.where(both & over, bends, -torch.inf).amax(-1, keepdim=True)  # last bend with sum >= 1
-        right = torch.where(both & ~over, bends, torch.inf).amin(-1, keepdim=True)    # first with sum < 1
-        middle = torch.where(left.isinf(), right, torch.where(right.isinf(), left, (left + right) / 2))
-        at_high = (scores - middle >= high) & mask
+        clamped = (scores[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])
+        total = (clamped * valid[..., None, :]).sum(-1)                       # (..., 2V) their sum there
+        counts = torch.cat([mask, mask], dim=-1)                              # (..., 2V) a valid view's bend
+        left = torch.where(counts & (total >= 1), bends, -torch.inf).amax(-1, keepdim=True)       # (..., 1)
+        right = torch.where(counts & (total < 1), bends, torch.inf).amin(-1, keepdim=True)        # (..., 1)
+        middle = torch.where(right.isinf(), left, (left + right) / 2)         # no right end: tau = 1
+        at_high = (scores - middle >= high) & mask                            # (..., V)
         at_low = (scores - middle <= low) & mask & ~at_high                   # tau = 1: both bounds are 1/m
-        free = mask & ~at_high & ~at_low                                      # (..., V)
+        free = mask & ~at_high & ~at_low                                      # (..., V) on neither bound
     bound = high * at_high + low * at_low                                     # (..., V) what the others have
-    rest = 1 - bound.sum(-1, keepdim=True)                                    # the free ones share the rest
+    rest = 1 - bound.sum(-1, keepdim=True)                                    # (..., 1) left for the free
     shift = ((scores * free).sum(-1, keepdim=True) - rest) / free.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(free, (scores - shift).clamp(low, high), bound)
+    return torch.where(free, (scores - shift).clamp(low, high), bound)        # (..., V)
 
 
 def view_weights(sigmoids: Tensor, mask: Tensor, tau: float) -> Tensor:
-    """Table 10's L3, scores in (0, 1), (R, S, V) -> w (R, S, V) in C(tau): divide by the sum of the valid,
-    then project."""
-    sigmoids = sigmoids * mask
-    normalised = sigmoids / sigmoids.sum(-1, keepdim=True).clamp(min=1e-8)
+    """Table 10's L3, scores in (0, 1), (R, S, V), mask (R, S, V) -> w (R, S, V) in C(tau), 0 where invalid:
+    divide by the sum over the valid views, then project. ValueError as project_onto_C."""
+    sigmoids = sigmoids * mask                                                # (R, S, V), 0 where invalid
+    normalised = sigmoids / sigmoids.sum(-1, keepdim=True).clamp(min=1e-8)    # (R, S, V), sums to 1
     return project_onto_C(normalised, mask, tau)
 
 
@@ -80,7 +81,7 @@ class WeightNetwork(nn.Module):
         return view_weights(L3, mask, self.tau)
 
 
-def semantic_ray(w: Tensor, refined: Tensor) -> Tensor:
+def semantic_ray(w: Tensor, refined: Tensor) -> Tensor:  # exercise: s = sum_v w_v M''_v
     """w (R, S, V), refined context M'' (R, S, V, C) -> semantic ray (R, S, C)."""
     # s[r,s,c] = sum_v w[r,s,v] M''[r,s,v,c]
     return torch.einsum("rsv,rsvc->rsc", w, refined)
@@ -96,8 +97,8 @@ def main() -> None:
     M, differences, visibility = torch.randn(R, S, V, C), torch.randn(R, S, V, 4), torch.rand(R, S, V, 1)
     mask = torch.rand(R, S, V) < 0.8
     network, head = WeightNetwork(), nn.Linear(C, L)
-    w = network(M, differences, visibility, mask)
-    logits = head(semantic_ray(w, M))
+    w, refined = network(M, differences, visibility, mask), torch.randn(R, S, V, C)
+    logits = head(semantic_ray(w, refined))
     parameters = sum(p.numel() for p in network.parameters())
     print(f"Table 10 on {R} rays, {S} samples, {V} source views ({parameters:,} parameters)\n")
     for row, text, shape in (
@@ -132,10 +133,8 @@ def main() -> None:
         axis.set_axis_off()
     axes[0].legend(loc="upper left", frameon=False)
     figure.suptitle("Eq. 3 for three views: a corner is all weight on one view, the centre is the mean")
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/05_weighting.png", dpi=100)
-    print("picture: outputs/05_weighting.png")
+    save_picture(figure, "outputs/05_weighting.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

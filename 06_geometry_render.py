@@ -6,7 +6,7 @@ Density and semantics are decoupled: the geometry-aware network reads M, not M''
 wanted (the coarse pass of inference) nothing of Tables 9 and 10 has to run. Views that agree on a feature are
 looking at a surface: that is why the density reads the mean and the variance over the views.
 
-Volume rendering of any per-sample quantity x (colour, class logits, depth), samples s in order of depth:
+Volume rendering of any per-sample quantity x (colour, class logits), samples s in order of depth:
 
     alpha_s = 1 - exp(-sigma_s delta_s)      w_s = alpha_s prod_{t<s} (1 - alpha_t)      pixel = sum_s w_s x_s
 
@@ -19,12 +19,13 @@ Dimension key: R rays, S samples per ray, V source views, C channels.
 Run: python 06_geometry_render.py     Test: pytest tests/test_06_geometry_render.py
 """
 from importlib import import_module
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from support.files import run_script, save_picture
 
 cra = import_module("04_cra")                # L9 is Table 9's attention: MultiHeadAttention, sample_positions
 
@@ -33,9 +34,18 @@ cra = import_module("04_cra")                # L9 is Table 9's attention: MultiH
 
 class Geometry(NamedTuple):
     """What the geometry-aware network says about each sample."""
-    sigma: Tensor           # (R, S)        density, 0 where no view is valid
+    sigma: Tensor           # (R, S)        density in 1/m, 0 where no view is valid
     colour: Tensor | None   # (R, S, 3)     blended source colours; None if not asked for
     visibility: Tensor      # (R, S, V, 1)  L3: how far each view is believed; Table 10's 37th input
+
+
+def pool_views(L4: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # exercise: L5, L6
+    """L4 (R, S, V, C), 0 where invalid, mask (R, S, V) -> mean and biased variance over the valid views, (R,
+    S, C) each; 0 where no view is valid."""
+    valid = mask.sum(2)[..., None].clamp(min=1)                               # (R, S, 1) views
+    L5 = L4.sum(2) / valid                                                    # (R, S, C) mean
+    L6 = (L4.square().sum(2) / valid - L5.square()).clamp(min=0)              # (R, S, C) biased variance
+    return L5, L6
 
 
 class GeometryNetwork(nn.Module):
@@ -58,22 +68,20 @@ class GeometryNetwork(nn.Module):
 
     def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor,
                 index: Tensor | None = None) -> Geometry:
-        """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask (R, S,
-        V). index (R, S): positions along the ray to embed instead of 0 .. S-1."""
+        """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask
+        (R, S, V) -> Geometry. index (R, S): positions along the ray to embed instead of 0 .. S-1."""
         L1 = self.L1(M)                                                       # (R, S, V, 32)
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = L1 * L3 * mask[..., None]                                        # (R, S, V, 32), 0 where invalid
-        valid = mask.sum(2)[..., None].clamp(min=1)                           # (R, S, 1) views
-        L5 = L4.sum(2) / valid                                                # (R, S, 32) mean
-        L6 = (L4.square().sum(2) / valid - L5.square()).clamp(min=0)  # (R, S, 32) variance; 0 for one view
+        L5, L6 = pool_views(L4, mask)                                         # (R, S, 32) each
         L7 = torch.cat([L5, L6], dim=-1)                                      # (R, S, 64)
         L8 = self.L8(L7)                                                      # (R, S, 16)
-        seen = mask.any(dim=2)                                                # (R, S)
+        any_valid = mask.any(dim=2)                                           # (R, S)
         position = cra.sample_positions(L8.shape[1] if index is None else index, 16, M.device).to(M.dtype)
-        L9 = self.L9(L8 + position, seen)  # (R, S, 16) attention along the ray
+        L9 = self.L9(L8 + position, any_valid)                                # (R, S, 16) along the ray
         L11 = self.density(self.L11(self.L10(L9))).squeeze(-1)                # (R, S)
         colour = None if colours is None else self.colour(L4, L3, colours, differences, mask)
-        return Geometry(L11 * seen, colour, L3)
+        return Geometry(L11 * any_valid, colour, L3)
 
     def colour(self, L4: Tensor, L3: Tensor, colours: Tensor, differences: Tensor, mask: Tensor) -> Tensor:
         """The colour head: which of the reprojected source colours (R, S, V, 3) to believe -> (R, S, 3)."""
@@ -86,9 +94,9 @@ class GeometryNetwork(nn.Module):
 # ---------------------------------------------------------------------------------------- samples along a ray
 
 def spaced_depths(near: float, far: float, count: int, spacing: str, device=None) -> Tensor:
-    """count + 1 bin edges from near to far metres, even in depth ("linear"), in inverse depth ("disparity"),
-    or the mean of the two ("mix"): (count + 1,). Of 64 disparity bins on 0.1 .. 10 m, 52 lie nearer than 0.5
-    m and 6 beyond 1 m."""
+    """count + 1 bin edges (count + 1,) from near to far metres, even in depth ("linear"), in inverse depth
+    ("disparity"), or the mean of the two ("mix"). Of 64 disparity samples on 0.1 .. 10 m (the reference), 52
+    lie nearer than 0.5 m and 6 beyond 1 m."""
     t = torch.linspace(0, 1, count + 1, device=device)
     disparity, linear = 1 / ((1 - t) / near + t / far), near + (far - near) * t
     return {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
@@ -103,30 +111,26 @@ def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str,
     return edges[:-1] + where * (edges[1:] - edges[:-1])                      # (R, S)
 
 
-def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:
+def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:  # exercise
     """Importance sampling (NeRF, section 5.2): coarse depths z (R, S) and rendering weights (R, S) -> depths
-    (R, count), increasing, drawn from the piecewise-constant density that has a bin around every coarse
-    sample.
+    (R, count), increasing, drawn from a histogram: a bin around each coarse sample, as heavy as its weight.
 
-    The distribution is cut into `count` even strata: one draw from the middle of each, or with jitter (R,
-    count) in [0, 1) that far into it. A floor of 1e-3 in all, spread evenly, makes a ray that meets nothing
-    sampled evenly. No gradient.
+    The histogram is cut into `count` strata of equal weight: one draw from the middle of each, or with jitter
+    (R, count) in [0, 1) that far into it. All bins share 1e-3 more, so a ray that meets nothing is sampled
+    about as by the coarse level, never before its first sample or behind its last. No gradient.
     """
     z, weights = z.detach(), weights.detach()
     R, S = z.shape
-    middle = (z[:, 1:] + z[:, :-1]) / 2
-    edges = torch.cat([z[:, :1], middle, z[:, -1:]], dim=1)  # (R, S + 1): a bin around every sample
-    p = weights + 1e-3 / S
-    # (R, S + 1), 0 .. 1
-    cdf = torch.cat([torch.zeros_like(p[:, :1]), (p / p.sum(1, keepdim=True)).cumsum(1)], dim=1)
-    u = torch.full((R, count), 0.5, device=z.device) if jitter is None else jitter
-    # (R, count) one in each stratum, increasing
-    u = ((torch.arange(count, device=z.device) + u) / count).to(z.dtype)
-    bin = (torch.searchsorted(cdf, u.contiguous(), right=True) - 1).clamp(0, S - 1)               # (R, count)
-    low, high = cdf.gather(1, bin), cdf.gather(1, bin + 1)
-    inside = ((u - low) / (high - low).clamp(min=1e-10)).clamp(0, 1)
-    left, right = edges.gather(1, bin), edges.gather(1, bin + 1)
-    return left + inside * (right - left)
+    middle = (z[:, 1:] + z[:, :-1]) / 2                                       # (R, S - 1)
+    edges = torch.cat([z[:, :1], middle, z[:, -1:]], dim=1)                   # (R, S + 1)
+    p = weights + 1e-3 / S                                                    # (R, S)
+    cdf = F.pad((p / p.sum(1, keepdim=True)).cumsum(1), (1, 0))               # (R, S + 1) from 0 to 1
+    inside = torch.full((R, count), 0.5, device=z.device) if jitter is None else jitter
+    u = ((torch.arange(count, device=z.device) + inside) / count).to(z.dtype)          # (R, count) increasing
+    cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, S - 1)       # (R, count) the bin with u
+    low, high = cdf.gather(1, cell), cdf.gather(1, cell + 1)                  # (R, count) its cdf
+    left, right = edges.gather(1, cell), edges.gather(1, cell + 1)            # (R, count) its edges, m
+    return left + (right - left) * ((u - low) / (high - low).clamp(min=1e-10)).clamp(0, 1)
 
 
 # ------------------------------------------------------------------------------------------- volume rendering
@@ -138,19 +142,19 @@ def sample_lengths(z: Tensor, far: float, ray_length: Tensor) -> Tensor:
     return torch.cat([z[:, 1:] - z[:, :-1], last], dim=1) * ray_length[:, None]
 
 
-def rendering_weights(sigma: Tensor, delta: Tensor | None) -> Tensor:
-    """sigma (R, S) in 1/m with delta (R, S) in m, or per sample with delta None -> w (R, S): how much of the
-    pixel each sample is. 0 <= w, sum <= 1."""
-    tau = sigma if delta is None else sigma * delta                           # (R, S) optical thickness
-    alpha = 1 - torch.exp(-tau)
-    # thickness in front of s
-    before = torch.cat([torch.zeros_like(tau[:, :1]), tau[:, :-1].cumsum(1)], dim=1)
-    return alpha * torch.exp(-before)  # prod (1 - alpha_t) = exp(-sum tau_t)
+def rendering_weights(sigma: Tensor, delta: Tensor) -> Tensor:  # exercise: w_s = alpha_s prod (1 - alpha_t)
+    """Densities sigma (R, S) in 1/m on lengths delta (R, S) in m -> rendering weights w (R, S): how much of
+    the pixel each sample is. 0 <= w, sum <= 1. Not eq. 3's w, which weighs views."""
+    thickness = sigma * delta                                                 # (R, S) optical, no unit
+    alpha = 1 - torch.exp(-thickness)                                         # (R, S)
+    before = F.pad(thickness[:, :-1].cumsum(1), (1, 0))                       # (R, S) sum over t < s
+    return alpha * torch.exp(-before)                     # prod_t (1 - alpha_t) = exp(-sum_t thickness_t)
 
 
 def render(weights: Tensor, values: Tensor) -> Tensor:
-    """pixel[r,k] = sum_s w[r,s] x[r,s,k]: weights (R, S), values (R, S, K) -> (R, K)."""
-    return (weights[..., None] * values).sum(dim=1)
+    """Weights (R, S), values per sample (R, S, k) -> pixels (R, k)."""
+    # pixel[r,k] = sum_s w[r,s] x[r,s,k]
+    return torch.einsum("rs,rsk->rk", weights, values)
 
 
 def main() -> None:
@@ -192,10 +196,8 @@ def main() -> None:
     axis.plot(fine[0], torch.full((S,), -0.2), "|", ms=16, color="#d55e00", label="fine samples")
     axis.set(title="Coarse to fine along one ray", ylabel="weight", xlabel="depth along z (m)")
     axis.legend(frameon=False)
-    Path("outputs").mkdir(exist_ok=True)
-    figure.savefig("outputs/06_geometry_render.png", dpi=100)
-    print("picture: outputs/06_geometry_render.png")
+    save_picture(figure, "outputs/06_geometry_render.png", 100)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

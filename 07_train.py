@@ -14,9 +14,10 @@ training step sees a random target view of a random scene, V of its nearest view
 
 Eq. 1 is a sum over the rays in the supplement. Ours is a mean, so that lambda1 does not depend on how many
 rays a step has or how many of them are labelled. The last term is not in the paper: 0 at the paper's
-settings. What step i draws depends on (seed, i) alone: a resumed run continues exactly. Test: pytest
-tests/test_07_train.py Dimension key: R rays, S samples, V source views, C channels, L classes, E extra views,
-N = V + E.
+settings. What step i draws depends on (seed, i) alone: a resumed run continues exactly.
+
+Dimension key: R rays, S samples, V source views, C channels, L classes, E extra views, N = V + E.
+Test: pytest tests/test_07_train.py
 """
 import os
 
@@ -49,18 +50,18 @@ geometry = import_module("06_geometry_render")     # GeometryNetwork, samples, v
 
 @dataclass
 class Config:
-    """The method, its data and its schedule. Defaults: the paper's, or what was measured where it is
-    silent."""
+    """The method, its data and its schedule. Defaults: the paper's; where it is silent, and for Table 11's
+    L11, what was measured (docs/choices.md)."""
     height: int = setting(240, "image height (section 1: 320x240 on ScanNet)", least=32)
     width: int = setting(320, "image width", least=32)
-    views: int = setting(8, "V, source views (section 1)", least=1)
-    pool: int = setting(12, "sources are sampled from this many nearest views", least=1)
+    views: int = setting(8, "V, source views (section 1)", least=1, most=1000)
+    pool: int = setting(12, "sources are sampled from this many nearest views", least=1, most=1000000)
     angle_weight: float = setting(1.0, "metres that a radian between viewing directions counts in 'nearest'")
     every: int = setting(1, "take every n-th frame of a scan", least=1)
-    targets: int = setting(1, "target views a step, each of a scene of its own", least=1)
-    rays: int = setting(1024, "R, rays a step, shared among its targets", least=1)
-    coarse: int = setting(64, "S, coarse samples a ray", least=1)
-    fine: int = setting(64, "fine samples a ray", least=1)
+    targets: int = setting(1, "target views a step, each of a scene of its own", least=1, most=1000)
+    rays: int = setting(1024, "R, rays a step, shared among its targets", least=1, most=10 ** 6)
+    coarse: int = setting(64, "S, coarse samples a ray", least=1, most=4096)
+    fine: int = setting(64, "fine samples a ray", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
     spacing: str = setting("linear", "of coarse samples along z", choices=("linear", "disparity", "mix"))
@@ -74,14 +75,14 @@ class Config:
     lambda1: float = setting(1.0, "eq. 2: weight of the semantic loss (Table 1)")
     lambda2: float = setting(1.0, "eq. 2: weight of the photometric loss")
     source_loss: float = setting(0.0, "weight of the loss on the source views' labels (not the paper's)")
-    extra_views: int = setting(0, "views of other scenes, for each target, for that loss alone", least=0)
+    extra_views: int = setting(0, "views of other scenes a target, for that loss alone", least=0, most=1000)
     colour_jitter: float = setting(0.0, "a scene's light changes up to so much (not the paper's)", least=0)
     steps: int = setting(260_000, "training steps (section 1)", least=1)
     lr: float = setting(1e-3, "Adam's first learning rate, after a warm-up over 1% of the steps")
     lr_final: float = setting(5e-5, "and its last (cosine in between)")
     clip: float = setting(10.0, "gradient norm is clipped here")
-    train_rooms: int = setting(60, "with --scene rooms: rooms to train on (section 1: 60 scenes)", least=0)
-    test_rooms: int = setting(10, "with --scene rooms: unseen rooms to evaluate on (section 1: 10)", least=0)
+    train_rooms: int = setting(60, "--scene rooms: rooms to train on (section 1: 60)", least=0, most=5000)
+    test_rooms: int = setting(10, "--scene rooms: others to evaluate on (section 1: 10)", least=0, most=1000)
     seed: int = setting(0, "seed of weights and of every random draw")
 
 
@@ -92,9 +93,9 @@ PRESETS = {   # what differs from the paper's sizes
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0,
                   train_rooms=2, test_rooms=1),
 }
-REPLICA = dict(height=480, width=640, steps=100_000)    # what section 1 changes for Replica
+REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 changes for Replica
 ABSENT = {"geometry_relu": False}  # what a checkpoint without this setting was made with
-REMOVED = {"union": False, "pooling": "mean", "use_delta": True}  # gone: what all have now
+REMOVED = {"union": False, "pooling": "mean", "use_delta": True}     # settings that are gone: what is left
 
 
 # ------------------------------------------------------------------------------------------- the model
@@ -105,6 +106,7 @@ class Sources(NamedTuple):
     K: Tensor                         # (V, 3, 3)
     c2w: Tensor                       # (V, 4, 4)
     near_far: Tensor | None = None    # (V, 2)
+    mask: Tensor | None = None        # (V, H, W) bool: false where a pixel is no source
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
@@ -126,16 +128,16 @@ class Level(nn.Module):
 
     def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
                             colour: bool = True) -> tuple:
-        """Rays, origin (3,), directions (R, 3), at depths z (R, S) -> the samples' context for semantics(),
-        their density (R, S) and colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
+        """Rays, origin (3,), directions (R, 3), at depths z (R, S) -> what semantics() reads, density sigma
+        (R, S) in 1/m, colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour)
+        M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour, sources.mask)
         index = None
         if self.config.position == "depth":
             near, far = depth_range(self.config, sources)
             index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
-        sigma, colours, visibility = self.geometry(M, colours, differences, mask, index)
-        return (M, differences, mask, visibility, index), sigma, colours
+        sigma, blended, visibility = self.geometry(M, colours, differences, mask, index)
+        return (M, differences, mask, visibility, index), sigma, blended
 
     def semantics(self, context: tuple) -> tuple[Tensor, Tensor]:
         """context_and_density's context -> logits (R, S, L) and view weights w (R, S, V)."""
@@ -159,7 +161,7 @@ class SRay(nn.Module):
     def encode(self, views: "data.Views", features: Tensor | None = None) -> Sources:
         """Views (V) -> Sources. The features depend on the source views alone: once per source set."""
         features = self.encoder(views.images) if features is None else features           # (V, C, h, w)
-        return Sources(features, views.images, views.K, views.c2w, views.near_far)
+        return Sources(features, views.images, views.K, views.c2w, views.near_far, views.mask)
 
     def render_level(self, level: nn.Module, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
                      density_only: bool = False) -> dict[str, Tensor]:
@@ -167,10 +169,10 @@ class SRay(nn.Module):
         unless density_only: colour (R, 3), logits (R, L), view weights w (R, S, V)."""
         context, sigma, colours = level.context_and_density(origin, directions, z, sources, not density_only)
         far = depth_range(self.config, sources)[1]
-        # directions are as long as a metre of z is along the ray. A scene's unit does not matter: its far is
-        # ours
-        delta = geometry.sample_lengths(z, far, directions.norm(dim=-1)) * (self.config.far / far)    # (R, S)
-        weights = geometry.rendering_weights(sigma, delta)                    # (R, S)
+        # directions are as long as a metre of z is along the ray
+        delta = geometry.sample_lengths(z, far, directions.norm(dim=-1))      # (R, S)
+        # metres; a scene in a unit of its own (near_far.txt) is scaled until its far is config.far
+        weights = geometry.rendering_weights(sigma, delta * (self.config.far / far))      # (R, S)
         depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)  # (R,) finite where nothing is met
         result = {"z": z, "weights": weights, "depth": depth}
         if not density_only:
@@ -188,8 +190,8 @@ class SRay(nn.Module):
         c, (near, far) = self.config, depth_range(self.config, sources)
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        # (R, S)
-        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first, pixels.device)
+        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first,
+                                    pixels.device)                            # (R, coarse)
         coarse = self.render_level(self.coarse, origin, directions, z, sources, fine_only)
         z = geometry.fine_samples(z, coarse["weights"], c.fine, second)       # (R, fine)
         return {"coarse": coarse, "fine": self.render_level(self.fine, origin, directions, z, sources)}
@@ -197,12 +199,12 @@ class SRay(nn.Module):
     @torch.no_grad()
     def render_image(self, sources: Sources, K: Tensor, c2w: Tensor, height: int, width: int, chunk: int = 0,
                      stride: int = 1) -> dict[str, Tensor]:
-        """A whole target image: colour (H, W, 3), logits (H, W, L), depth (H, W). chunk: rays rendered
-        together (0: some 16,384 samples' worth). stride n: every n-th row and column of it alone."""
+        """A target image, each stride-th row and column: colour (h, w, 3), logits (h, w, L), depth (h, w) in
+        metres, h = ceil(H / stride). chunk: rays rendered together (0: as many as have 16,384 samples)."""
         grid = data.pixel_grid(height, width).view(height, width, 2)[::stride, ::stride]      # (h, w, 2)
         chunk = chunk or max(1, 2 ** 14 // max(self.config.coarse, self.config.fine))
-        pixels = grid.flatten(0, 1).to(K.device).split(chunk)
-        parts = [self(sources, some, K, c2w, fine_only=True)["fine"] for some in pixels]
+        pixels = grid.flatten(0, 1).to(K.device).split(chunk)                 # (chunk, 2) each
+        parts = [self(sources, part, K, c2w, fine_only=True)["fine"] for part in pixels]
         return {key: torch.cat([part[key] for part in parts]).unflatten(0, grid.shape[:2])
                 for key in ("colour", "logits", "depth")}
 
@@ -211,7 +213,7 @@ def load_checkpoint(path: str | Path, level: type = Level) -> tuple[SRay, dict]:
     """A checkpoint -> model on the CPU, and the whole dictionary. DataError if it is none of ours."""
     state = runs.read_state(Path(path))
     try:
-        config = settings.read_settings(Config, state["config"], ABSENT, REMOVED)
+        config = starting.usable(settings.read_settings(Config, state["config"], ABSENT, REMOVED))
         classes = data.Classes(**state["classes"]) if "classes" in state else data.SCANNET
         model = SRay(config, classes, level)
         model.load_state_dict(state["model"])
@@ -221,13 +223,13 @@ def load_checkpoint(path: str | Path, level: type = Level) -> tuple[SRay, dict]:
 
 
 # ------------------------------------------------------------------------------------------- losses
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:  # exercise: CE of eq. 1
     """Mean over the labelled of logits (R, L), labels (R,); zero, with a zero gradient, if none is."""
     total = F.cross_entropy(logits, labels, ignore_index=data.IGNORE, reduction="sum")
     return total / (labels != data.IGNORE).sum().clamp(min=1)
 
 
-def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def losses(result: dict, colours: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:  # exercise: eqs. 1-2
     """Eq. 1 and eq. 2's L_photometric: both levels' results, true colours (R, 3), labels (R,)."""
     semantic = sum(cross_entropy(level["logits"], labels) for level in result.values())
     return semantic, sum(F.mse_loss(level["colour"], colours) for level in result.values())
@@ -262,20 +264,22 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def draw_batch(scene, frames: list[int], extra: list, config: Config, generator: torch.Generator) -> Batch:
+def draw_batch(scene, frames: list, extra: list, config: Config, generator: torch.Generator) -> Batch:
     """A random target of a scene, its sources and pixels, and a view of each of the extra (scene, frames)."""
     c, R = config, max(1, config.rays // config.targets)
     target, sources = data.training_pair(scene, c.views, generator, c.pool, frames, c.angle_weight)
-    flat = torch.randint(c.height * c.width, (R,), generator=generator)
-    further = [other.views([i[int(torch.randint(len(i), (), generator=generator))]]) for other, i in extra]
-    views = scene.views([*sources, target])
-    views, *further = (replace(view, images=augment.relight(view.images, c.colour_jitter, generator))
-                       for view in (views, *further))
-    truth = views[-1]  # the target: photograph and labels
-    return Batch(views[:-1], truth.K, truth.c2w, torch.stack([flat % c.width, flat // c.width], -1).float(),
-                 truth.images.flatten(1)[:, flat].T, truth.labels.flatten()[flat],
-                 torch.cat([views.images[:0], *(view.images for view in further)]),
-                 torch.cat([views.labels[:0], *(view.labels for view in further)]))
+    flat = torch.randint(c.height * c.width, (R,), generator=generator)       # (R,) pixels, row by row
+    picks = [int(torch.randint(len(theirs), (), generator=generator)) for _, theirs in extra]
+    groups = [scene.views([*sources, target])]                                # one Views for each scene
+    groups += [other.views([theirs[pick]]) for (other, theirs), pick in zip(extra, picks)]
+    groups = [replace(g, images=augment.relight(g.images, c.colour_jitter, generator)) for g in groups]
+    truth = groups[0][-1]  # the target's photograph and labels
+    flat = augment.unmasked(flat, truth.mask)                                 # (R,) where there is truth
+    u, v = flat % c.width, flat // c.width                                    # (R,), (R,)
+    return Batch(sources=groups[0][:-1], K=truth.K, c2w=truth.c2w, pixels=torch.stack([u, v], -1).float(),
+                 colours=truth.images.flatten(1)[:, flat].T, labels=truth.labels.flatten()[flat],
+                 extra_images=torch.cat([g.images for g in groups])[c.views + 1:],
+                 extra_labels=torch.cat([g.labels for g in groups])[c.views + 1:])
 
 
 def draw_batches(scenes: list, frames: list, config: Config, step: int) -> list[Batch]:
@@ -306,63 +310,47 @@ def batch_loss(model: SRay, sources: Sources, batch: Batch, rays: Tensor, jitter
     return loss, torch.stack([semantic, photometric, torch.zeros_like(loss), loss]).detach()
 
 
-def batch_gradients(model: SRay, batch: Batch, generator: torch.Generator, mine: slice = slice(None),
-                    piece: int = 0, run=map) -> tuple[list, Tensor]:
-    """The gradient of a batch's loss (of `mine` of its rays) for each parameter, None where no loss reaches
-    it, and the loss's PARTS (4,). With the source views encoded, rays are independent: they go forward and
-    backward `piece` at a time (0: all), so memory does not grow with their number, by run: map, or that of a
-    pool of cores. The features collect the gradients of all pieces, in order; the encoder goes backward
-    once."""
-    c, V, R = model.config, len(batch.sources.K), len(batch.pixels)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))       # (N, C, h, w)
-    leaf = features.detach().requires_grad_()
-    sources = model.encode(batch.sources, leaf[:V])
-    jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(leaf.device)        # (R, coarse + fine)
-    rays = torch.arange(R, device=leaf.device)[mine]
+def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0) -> dict[str, float]:
+    """Set every .grad to the gradient of the batches' mean loss -> the means of the loss's PARTS.
 
-    def backward(loss: Tensor, parts: Tensor) -> tuple:
-        """A piece's gradients for the features and the parameters."""
-        return torch.autograd.grad(loss, [leaf, *parameters], allow_unused=True), parts
-    found = list(run(lambda some: backward(*batch_loss(model, sources, batch, some, jitter)),
-                     rays.split(piece or R)))
-    if c.source_loss:
-        labels = torch.cat([batch.sources.labels, batch.extra_labels])        # (N, H, W)
-        loss = source_view_loss(model, leaf, labels) * (len(rays) / R)
-        parts = torch.stack([torch.zeros_like(loss)] * 2 + [loss, c.source_loss * loss]).detach()
-        found.append(backward(c.source_loss * loss, parts))
-    of_features, *sums = (processes.add_up(column) for column in zip(*(gradients for gradients, _ in found)))
-    encoded = torch.autograd.grad(features, parameters, of_features, allow_unused=True)
-    return [a if b is None else b for a, b in zip(sums, encoded)], sum(parts for _, parts in found)
-
-
-def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0, pool=None) -> dict:
-    """Set every .grad to the gradient of the batches' mean loss -> the means of the loss's PARTS. pool: each
-    batch, or each piece of a single one, on a core of its own. Of several processes each does its share."""
-    T, seed = len(batches), model.config.seed + 1
-    shares = [processes.share(len(batch.pixels), T, i) for i, batch in enumerate(batches)]
-    mine = [i for i in range(T) if shares[i].start < shares[i].stop]
-    run = pool.map if pool else map
-    outer, inner = (map, run) if len(mine) == 1 else (run, map)
-    found = list(outer(lambda i: batch_gradients(model, batches[i], generator_of(seed + i, step), shares[i],
-                                                 piece, inner), mine))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    for parameter, *column in zip(parameters, *(gradients for gradients, _ in found)):
-        total = processes.add_up(column)
-        parameter.grad = total if total is None or T == 1 else total / T
-    processes.add_gradients(parameters)
-    parts = sum(parts for _, parts in found) / T                              # (4,)
-    return dict(zip(PARTS, processes.sum_over_processes(*parts.tolist())))
+    The source views are encoded once. Then rays are independent: they go forward and backward `piece` at a
+    time (0: all), so that memory does not grow with their number. Their gradients gather in `leaf`, which
+    stands for the features, and the encoder goes backward once. Of several processes each does its share of
+    the rays.
+    """
+    c, T, total = model.config, len(batches), torch.zeros(4)
+    model.zero_grad()
+    for i, batch in enumerate(batches):
+        R, V = len(batch.pixels), len(batch.sources.K)
+        mine = torch.arange(R, device=batch.pixels.device)[processes.share(R, T, i)]      # of this process
+        if not len(mine):
+            continue
+        features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))   # (N, C, h, w)
+        leaf = features.detach().requires_grad_()
+        sources = model.encode(batch.sources, leaf[:V])
+        generator = generator_of(c.seed + 1 + i, step)                        # not that which drew the batch
+        jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(leaf.device)    # (R, coarse + fine)
+        for rays in mine.split(piece or R):
+            loss, parts = batch_loss(model, sources, batch, rays, jitter)
+            (loss / T).backward()
+            total += parts.cpu() / T
+        if c.source_loss:
+            labels = torch.cat([batch.sources.labels, batch.extra_labels])    # (N, H, W)
+            loss = source_view_loss(model, leaf, labels) * (len(mine) / R)
+            (c.source_loss * loss / T).backward()
+            total += torch.tensor([0, 0, 1, c.source_loss]) * loss.item() / T
+        features.backward(leaf.grad)
+    processes.add_gradients(list(model.parameters()))
+    return dict(zip(PARTS, processes.sum_over_processes(*total.tolist())))
 
 
 # ------------------------------------------------------------------------------------------- training
 def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: dict, first_step: int, args,
-          stop: list | tuple = ()) -> None:
+          stop: list | tuple = (), take_step=training_step) -> None:
     """Train from first_step to config.steps. out/checkpoint.pt is written at the start, every args.save_every
     steps (their loss is finite then), at the end, and when something appears in `stop`: runs.Stopped."""
     c, rank, device = model.train().config, processes.rank_and_world()[0], next(model.parameters()).device
     piece = machine.piece_size(device, max(1, c.rays // c.targets), args.piece)
-    pool = machine.core_pool(device, c.targets if c.targets > 1 else math.ceil(c.rays / piece), args.workers)
     names = PARTS[:3] if c.source_loss else PARTS[:2]
     with runs.Progress(out, run, names, first_step, c.steps, c.rays, rank) as progress, \
             ThreadPoolExecutor(1) as loader:
@@ -375,7 +363,7 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
             coming = loader.submit(draw_batches, scenes, frames, c, step + 1)     # the disk works meanwhile
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(c, step)
-            parts = training_step(model, batches, step, piece, pool)
+            parts = take_step(model, batches, step, piece)
             norm = nn.utils.clip_grad_norm_(model.parameters(), c.clip)
             runs.check_finite(step, parts, float(norm), out)
             stopping = processes.sum_over_processes(len(stop))[0] > 0
@@ -401,15 +389,17 @@ def main() -> None:
     torch.manual_seed(config.seed)
     model = SRay(config, classes)
     starting.load_weights(model, args, state)
-    model = import_module("fast").faster(model.to(machine.pick_device(args.device)), args)
+    model = model.to(machine.pick_device(args.device))
+    model, take_step = import_module("fast").faster(model, training_step, args)   # the same numbers, sooner
     optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     if args.resume:
-        optimiser.load_state_dict(state["optimiser"])
+        runs.resume_optimiser(optimiser, state, out)
     else:
         out, lock = runs.free_folder(args.out, name) if rank == 0 else (Path(os.devnull), None)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters; run folder {out}", flush=True)
     with runs.ending(out, starting.resume_command(args, out), rank) as stop:
-        train(model, optimiser, scenes, indices, out, run, state["step"] if args.resume else 0, args, stop)
+        train(model, optimiser, scenes, indices, out, run, state["step"] if args.resume else 0, args, stop,
+              take_step)
     processes.leave_processes()
     if rank == 0:
         runs.training_curves(out)

@@ -1,9 +1,8 @@
-"""What a GPU gains from: the fused attention kernel, bfloat16, torch.compile. Nothing of the lessons changes
-but how their modules are run.
+"""How a GPU runs the lessons' modules: the fused attention kernel, bfloat16, torch.compile.
 
-04's fused_attention never stores the scores: on one NVIDIA H100 dense attention (Table 9's last row) at 1024
-rays, 64 samples and 8 views does not fit without it. `python -m tools.benchmark --device cuda` times a step
-eager, in bfloat16 (1.0 to 1.2 times as fast) and compiled (docs/speed.md).
+04's fused_attention never stores the scores, so memory does not grow with the square of a sequence: dense
+attention at 1024 rays, 64 samples and 8 views needs it. `python -m tools.benchmark --device cuda` times a
+step eager, in bfloat16 and compiled (docs/speed.md).
 """
 from importlib import import_module
 
@@ -21,7 +20,7 @@ def fused(level: nn.Module) -> nn.Module:
     return level
 
 
-def run_in_bfloat16(module: nn.Module) -> None:
+def in_bfloat16(module: nn.Module) -> None:
     """The module's layers compute in bfloat16, its output is float32."""
     forward = module.forward
 
@@ -31,18 +30,15 @@ def run_in_bfloat16(module: nn.Module) -> None:
     module.forward = cast
 
 
-def use_bfloat16(model: nn.Module) -> None:
-    """The encoder, CRA and the heads' MLPs in bfloat16. Between them are cameras, lookups and sums over the
-    views, after them rendering and losses: these need float32."""
-    run_in_bfloat16(model.encoder)
+def run_in(model: nn.Module, bf16: bool, compiled: bool) -> None:
+    """bf16: the encoder, CRA and the heads' MLPs in bfloat16. Between them are cameras, lookups and sums over
+    the views, after them rendering and losses: these need float32. compiled: torch.compile the levels'
+    modules, a minute or more at the first step."""
+    if bf16:
+        in_bfloat16(model.encoder)
     for level in (model.coarse, model.fine):
-        for module in (*level.geometry.children(), level.cra, *level.weights.children(), level.head):
-            run_in_bfloat16(module)
-
-
-def use_compiler(model: nn.Module) -> None:
-    """torch.compile the levels' modules: a minute or more at the first step; on a CPU it needs a C++
-    compiler."""
-    for level in (model.coarse, model.fine):
-        for module in (level.reprojection, level.geometry, level.cra, level.weights):
+        for module in (level.reprojection, level.geometry, level.cra, level.weights) if compiled else ():
             module.compile()
+        for module in (*level.geometry.children(), level.cra, *level.weights.children(), level.head):
+            if bf16:
+                in_bfloat16(module)

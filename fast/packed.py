@@ -34,16 +34,20 @@ class PackedLevel(nn.Module):
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def reproject(self, points: Tensor, origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
-                  c2w: Tensor, colour: bool) -> tuple:
+                  c2w: Tensor, masks: Tensor | None, colour: bool) -> tuple:
         """03's Reprojection -> M (T, C), colours (T, 3) or None, differences (T, 4), Tokens."""
         H, W = images.shape[-2:]
         pixels, z = data.project(points, K, c2w)                              # (R, S, V, 2), (R, S, V)
-        tokens = Tokens.of(reprojection.in_view(pixels, z, H, W))
+        mask = reprojection.in_view(pixels, z, H, W)                          # (R, S, V)
+        if masks is not None:
+            mask = mask & reprojection.unmasked(masks, pixels.masked_fill(~mask[..., None], 0))
+        tokens = Tokens.of(mask)
         view = tokens.place % len(K)                                          # (T,)
         pixels = pixels.view(-1, 2).index_select(0, tokens.place)             # (T, 2)
         centres = c2w[:, :3, 3].contiguous().index_select(0, view)            # (T, 3)
         points = points.view(-1, 3).index_select(0, tokens.sample)            # (T, 3)
-        differences = reprojection.direction_differences(points, origin, centres)     # (T, 4)
+        differences = reprojection.direction_differences(  # of T rays of one sample, one view
+            points[:, None], origin, centres[:, None, None]).view(-1, 4)      # (T, 4)
         L20 = lookup(features, pixels, view, encoder.STRIDE)                  # (T, C)
         L22 = L20 + self.reprojection.L21(differences)                        # (T, C)
         return L22, lookup(images, pixels, view, 1) if colour else None, differences, tokens
@@ -77,7 +81,7 @@ class PackedLevel(nn.Module):
                             colour: bool = True) -> tuple:
         """Level's."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
-        M, colours, differences, tokens = self.reproject(points, origin, *sources[:4], colour)
+        M, colours, differences, tokens = self.reproject(points, origin, *sources[:4], sources.mask, colour)
         c, index = self.config, None
         if c.position == "depth":
             near, far = (c.near, c.far) if sources.near_far is None else sources.near_far[0]

@@ -2,6 +2,19 @@
 import torch
 from torch import Tensor
 
+from support.files import DataError
+
+
+def unmasked(flat: Tensor, mask: Tensor | None) -> Tensor:
+    """Pixels drawn at random (R,), row by row -> the same, those where mask (H, W) is false moved to others
+    where it is true. DataError if it is false everywhere."""
+    if mask is None:
+        return flat
+    allowed = mask.flatten().nonzero()[:, 0]
+    if not len(allowed):
+        raise DataError("a training view is masked altogether; leave that frame out")
+    return torch.where(mask.flatten()[flat], flat, allowed[flat % len(allowed)])
+
 
 def relight(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
     """images (..., 3, H, W) in [0, 1] as another lamp and exposure would show them: a random gamma and a

@@ -3,23 +3,27 @@ and --split mean.
 
 Test: pytest tests/test_support_datasets.py
 """
+import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from support import strange
 from support.files import DataError, read_text
 
 # rooms are numbered by their seed: those of 5000 .. 8999 differ more, those from 9000 on are for testing only
 VARIED_ROOM, TEST_ROOM = 5000, 9000
 
-# other layouts -> what their folders hold; tools/import_scenes.py turns them into ScanNet's
+# other layouts -> what their folders hold, the first that fits. tools/import_scenes.py turns them into ours
 SIGNS = {
     "Blender / nerfstudio": ["transforms.json", "transforms_*.json"],
+    "COLMAP": [f"{place}/cameras.{end}" for place in ("sparse/0", "sparse", "colmap/sparse/0", "dense/sparse",
+                                                      "distorted/sparse/0") for end in ("bin", "txt")],
     "LLFF": ["poses_bounds.npy"],
     "ScanNet download": ["*.sens"],
-    "Replica for Semantic-NeRF": ["Sequence_1/traj_w_c.txt", "Sequence_2/traj_w_c.txt"],
+    "Replica for Semantic-NeRF": ["traj_w_c.txt"],
 }
 
 
@@ -99,6 +103,13 @@ def trained_on(dataset: Dataset, scenes: list[str]) -> Dataset:
     return Dataset(dataset.kind, dataset.root, list(scenes), test)
 
 
+def check_training(dataset: Dataset) -> None:
+    """DataError unless there is a scene to train on."""
+    if not dataset.train:
+        raise DataError(f"{dataset.root}: no scene to train on; for testing there are {some(dataset.test)}; "
+                        "change the split's lines 'train NAME', or name scenes with --scenes")
+
+
 def check_names(names: list[str], where: str) -> None:
     """DataError unless these are plain folder names: a list of scenes must not lead out of the folder of
     scenes."""
@@ -126,11 +137,21 @@ def split_by_space(names: list[str], split_file: Path | None = None) -> tuple[li
     """
     if split_file:
         part = read_split(Path(split_file))
+        if not set(part) & {space(name) for name in names}:
+            raise DataError(f"{split_file}: names none of the scenes that are there; it has {some(part)}, "
+                            f"there "
+                            f"are {some(names)} (letter case counts)")
     else:
         spaces = sorted({space(n) for n in names})
         held_out = spaces[6::7] or spaces[1:][-1:]                            # fewer than seven: the last
         part = {s: "test" if s in held_out else "train" for s in spaces}
     return tuple([n for n in names if part.get(space(n)) == side] for side in ("train", "test"))
+
+
+def some(names) -> str:
+    """The first few of these names, for a message."""
+    names = list(names)
+    return (", ".join(names[:4]) + ", ..." * (len(names) > 4))[:200] or "none"
 
 
 def read_split(path: Path) -> dict[str, str]:
@@ -169,27 +190,53 @@ def list_scenes(root: Path) -> list[str]:
 
 def say_how_to_import(root: Path) -> None:
     """DataError with the command that imports it, if root is somebody else's layout."""
-    layout, _ = foreign_scenes(root)
-    if layout:
-        full = root.resolve()
+    found = foreign_scenes(root)
+    if found:
+        layout, full = found[0][0], root.resolve()
         name = re.sub(r"[^\w.-]", "_", (full if full.is_dir() else full.parent).name)
         name = {"ScanNet download": "scannet", "Replica for Semantic-NeRF": "replica"}.get(layout, name)
         raise DataError(f"{root}: another layout ({layout}); import it once, then use --scene data/{name}: "
                         f"python -m tools.import_scenes {shlex.quote(str(root))} --out data/{name}")
+    hint = root.exists() and (strange.level(root, is_scene) or strange.what_is(root))
+    if hint:
+        raise DataError(hint)
 
 
-def foreign_scenes(path: Path) -> tuple[str | None, list[Path]]:
-    """Is path (a folder, or the telling file in it) somebody else's layout? -> its name in SIGNS, and the
-    scenes' folders: path itself, or those one or two levels below. (None, []) if it is none."""
+def is_scene(folder: Path) -> bool:
+    """Is it a scene, in ScanNet's layout or in another?"""
+    return is_export(folder) or layout_of(folder) is not None
+
+
+def is_export(folder: Path) -> bool:
+    """Is it a scene in ScanNet's layout, as 01 reads it?"""
+    return (folder / "color").is_dir() and (folder / "pose").is_dir()
+
+
+def foreign_scenes(path: Path) -> list[tuple[str, Path]]:
+    """The (layout in SIGNS, folder) of every scene of somebody else's in path (a folder, or the telling file
+    in it), at any depth. A scene is not searched for further ones."""
     path = Path(path)
-    if path.is_file() and any(path.match(sign) for signs in SIGNS.values() for sign in signs):
-        path = path.parent
-    for below in (None, "*", "*/*"):
-        folders = [path]
-        if below:
-            folders = sorted(p for p in path.glob(below) if p.is_dir() and not p.name.startswith("."))
-        for layout, signs in SIGNS.items():
-            found = [p for p in folders if any(next(p.glob(sign), None) for sign in signs)]
-            if found:
-                return layout, found
-    return None, []
+    if path.is_file():
+        fits = any(path.match(sign) for signs in SIGNS.values() for sign in signs)
+        if not fits:
+            return []
+        path = path.parent.parent if path.parent.name in ("0", "sparse") else path.parent
+        path = path.parent if path.name == "sparse" else path
+    return [found for folder in folders_below(path, lambda one: layout_of(one) or is_export(one))
+            if (found := (layout_of(folder), folder))[0]]
+
+
+def layout_of(folder: Path) -> str | None:
+    """The layout in SIGNS whose sign a folder holds, if any."""
+    return next((layout for layout, signs in SIGNS.items()
+                 if any(next(folder.glob(sign), None) for sign in signs)), None)
+
+
+def folders_below(folder: Path, enough: Callable, depth: int = 8) -> Iterator[Path]:
+    """A folder and all below it, in name order, hidden ones and links to folders left out. Where
+    enough(folder) holds, nothing below it."""
+    yield folder
+    if depth and folder.is_dir() and os.access(folder, os.R_OK | os.X_OK) and not enough(folder):
+        for below in sorted(folder.iterdir()):
+            if below.is_dir() and not below.is_symlink() and not below.name.startswith("."):
+                yield from folders_below(below, enough, depth - 1)

@@ -5,16 +5,27 @@ prints its message and ends with status 2.
 
 Test: pytest tests/test_support_files.py
 """
+import errno
+import json
+import math
 import os
+import re
+import secrets
+import stat
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
+from PIL import Image  # imageio's own: it reads pictures with it
+
+from support.streams import patient_streams
 
 MAX_PIXELS = 2 ** 25  # 8192x4096: an image that claims to be larger is refused before it is decoded
+MAX_IMAGE_BYTES = 2 ** 28
+JPG, PNG = b"\xff\xd8\xff", b"\x89PNG"       # how these files begin
 
 
 class DataError(Exception):
@@ -26,56 +37,158 @@ class FrameError(DataError):
     """One frame cannot be read. A scene skips few of them (01's Scene.skip)."""
 
 
+def shown(text) -> str:
+    """A name or message as one line of printable characters: others are escaped as in Python."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+                   for c in str(text))
+
+
+def figure_text(text) -> str:
+    """A name as matplotlib shows it: as it is, not as mathematics."""
+    return shown(text).replace("$", r"\$")
+
+
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main(). Bad input, or a folder that cannot be read or written, ends it with one clear
-    line and status 2."""
+    """Run a script's main(). Bad input, a folder that cannot be read or written, or too little memory ends it
+    with one clear line and status 2."""
+    with patient_streams():
+        try:
+            main()
+        except (DataError, OSError, MemoryError, RuntimeError) as error:
+            line = explained(error)
+            if line is None:
+                raise
+            if speaks(error):
+                print(f"error: {shown(line)}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted; type the command again to go on", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+def explained(error: Exception) -> str | None:
+    """What is wrong and what to do; None for an error that is the program's own."""
+    if isinstance(error, DataError):
+        return str(error)
+    if isinstance(error, OSError):             # a full disk, a folder without permission
+        return (f"{error.filename or 'a file'}: {error.strerror or error}; make room, or name another folder "
+                "(--out, --cache, --data), and type the command again")
+    words = reason(error)                      # torch raises RuntimeErrors
+    if isinstance(error, MemoryError) or re.search("(out of|allocate|enough) memory", words):
+        return (f"out of memory ({words}); ask for less: smaller images, fewer rays or samples, --piece or "
+                "--chunk")
+    return None
+
+
+def speaks(error: Exception) -> bool:
+    """Does this process print its error? Of several that torchrun started on a machine the first does, for
+    all find the same; a frame, a disk or a memory may be one process's own trouble."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or type(error) is not DataError
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+def open_file(path: Path, limit: int, missing: str = "copy or export it again") -> BinaryIO:
+    """A file opened to be read. DataError unless it is a regular one (a pipe or a device might never end) of
+    at most `limit` bytes; `missing` says what to do where there is none."""
     try:
-        main()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    # a full disk, a folder without permission; files are written whole or not at all
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; make room, or name another "
-              "folder (--out, --cache, --data), and type the command again", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted; type the command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no such file; {missing}") from None
+    except (OSError, ValueError) as error:     # a folder, no permission; a name that no file can have
+        raise DataError(f"{path}: cannot be read ({reason(error)}); copy or export it again") from None
+    state = os.fstat(file.fileno())
+    if stat.S_ISREG(state.st_mode) and state.st_size <= limit:
+        return file
+    file.close()
+    kind = f"{state.st_size:,} bytes, more than {limit:,}" if stat.S_ISREG(state.st_mode) else "not a file"
+    raise DataError(f"{path}: cannot be read ({kind}); copy or export it again")
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Decode a jpg or png as it is on disk. FrameError if missing, damaged, of another kind, or larger than
-    MAX_PIXELS."""
-    if not path.is_file():                    # nor is a pipe or a device one, which might never end
-        raise FrameError(f"{path}: no such file; export the frame again or remove its pose")
+def read_bytes(path: Path, limit: int, missing: str = "copy or export it again") -> bytes:
+    """The content of a file of at most `limit` bytes. DataError otherwise."""
+    with open_file(path, limit, missing) as file:
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({reason(error)}); copy it again") from None
+
+
+def read_text(path: Path, limit: int, missing: str = "copy or export it again") -> str:
+    """A text file of at most `limit` bytes, UTF-8 with or without its mark. DataError otherwise."""
+    content = read_bytes(path, limit, missing)
     try:
-        with open(path, "rb") as file:
-            if not file.read(4).startswith((b"\xff\xd8\xff", b"\x89PNG")):
-                raise ValueError("neither jpg nor png")
-        with iio.imopen(path, "r", plugin="pillow") as file:
-            height, width = file.properties(index=0).shape[:2]                # from the header alone
-            if height * width > MAX_PIXELS:
-                raise ValueError(f"claims to be {width}x{height}, more than {MAX_PIXELS:,} pixels")
-            return file.read(index=0)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FrameError(f"{path}: cannot be decoded ({reason}); copy or export it again") from None
-
-
-def read_text(path: Path, limit: int, missing: str) -> str:
-    """A text file of at most `limit` bytes. DataError otherwise; `missing` says what to do where there is
-    none."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; {missing}")
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError(f"longer than {limit:,} bytes")
+        if b"\0" in content:
+            raise ValueError("not text")
         return content.decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); copy or export it again") from None
+    except ValueError as error:                # or UnicodeDecodeError, which is one
+        raise DataError(f"{path}: cannot be read ({reason(error)}); copy or export it again") from None
+
+
+def read_json(path: Path, limit: int = 50_000_000, missing: str = "copy or export it again") -> Any:
+    """What a JSON file of at most `limit` bytes says. DataError otherwise."""
+    text = read_text(path, limit, missing)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({reason(error)}); export it again") from None
+
+
+def reason(error: Exception) -> str:
+    """An error in a few words."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:100]
+
+
+def read_image(path: Path, kinds: tuple[bytes, ...] = (JPG, PNG)) -> np.ndarray:
+    """Decode a jpg or png as it is on disk, CMYK as RGB. FrameError if missing, damaged, of another kind, or
+    larger than MAX_PIXELS."""
+    return examine(path, kinds, decoded)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a jpg or png, from its header. FrameError as read_image."""
+    return examine(path, (JPG, PNG), lambda file: file.properties(index=0).shape[:2])
+
+
+def examine(path: Path, kinds: tuple[bytes, ...], look: Callable):
+    """look(image file opened by imageio). FrameError if it is none of these kinds, or too large."""
+    try:
+        with open_file(path, MAX_IMAGE_BYTES, "export the frame again or remove its pose") as raw:
+            if not raw.read(4).startswith(kinds):
+                raise ValueError("neither jpg nor png" if JPG in kinds else "not a png")
+            raw.seek(0)
+            with iio.imopen(raw, "r", plugin="pillow") as file:
+                height, width = file.properties(index=0).shape[:2]            # from the header alone
+                if height * width > MAX_PIXELS:
+                    raise ValueError(f"claims to be {width}x{height}, more than {MAX_PIXELS:,} pixels")
+                return look(file)
+    except DataError as error:
+        raise FrameError(str(error)) from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError ... for damaged files
+        raise FrameError(f"{path}: cannot be decoded ({reason(error)}); copy or export it again") from None
+
+
+def decoded(file) -> np.ndarray:
+    """The pixels of an image file opened by imageio: (H, W) or (H, W, channels). Print's four colours become
+    the three of a screen."""
+    image = file.read(index=0)
+    if file.metadata(index=0)["mode"] == "CMYK":
+        image = np.array(Image.fromarray(image, "CMYK").convert("RGB"))
+    return image
+
+
+def read_map(path: Path, bits: tuple[int, ...], what: str) -> np.ndarray:
+    """A png of one channel and so many bits, whose values are numbers and not light: (H, W). FrameError for
+    anything else, whose values would be others: a jpg, a palette, a scaled grey."""
+    image = read_image(path, (PNG,))
+    with open_file(path, MAX_IMAGE_BYTES) as file:
+        header = file.read(26)                 # ... width, height, bits a channel, kind (0: one channel)
+    if image.ndim != 2 or header[25] != 0 or header[24] not in bits:
+        many = " or ".join(map(str, bits))
+        raise FrameError(f"{path}: not {what} (a png of one channel, {many} bits); export it again")
+    return image
 
 
 def read_matrix(path: Path) -> np.ndarray:
@@ -119,11 +232,11 @@ def read_intrinsics(path: Path) -> np.ndarray:
 def read_near_far(path: Path) -> tuple[float, float] | None:
     """near_far.txt, two numbers: the nearest and farthest depth worth sampling, in the scene's units. None if
     there is no such file, DataError unless 0 < near < far."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        near, far = (float(x) for x in path.read_text().split())
-    except (ValueError, UnicodeDecodeError):
+        near, far = (float(x) for x in read_text(path, 10_000).split())
+    except ValueError:
         near = far = 0.0
     if not 0 < near < far < float("inf"):
         raise DataError(f"{path}: not two numbers 0 < near < far; write them, or remove the file if the "
@@ -131,19 +244,47 @@ def read_near_far(path: Path) -> tuple[float, float] | None:
     return near, far
 
 
+# ---------------------------------------------------------------------------------------------------- writing
+
 def write_atomically(path: Path, write: Callable) -> None:
     """Call write(file) on a temporary binary file beside path, then rename it: a reader sees the old file or
-    the new one. OSError, with path as its filename, if the disk is full or the folder cannot be written."""
+    the new one, with the rights that the umask leaves. OSError, with path as its filename, if the disk is
+    full, the folder cannot be written, or path is something else than a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "not a file")
+        temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        handle = os.open(temporary, flags, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         error.filename = str(path)            # not the temporary one
         raise
+
+
+def save_picture(figure, path: str, dpi: int = 100) -> None:
+    """Write a matplotlib figure as png, and say where."""
+    write_atomically(Path(path), lambda file: figure.savefig(file, dpi=dpi, format="png"))
+    print(f"picture: {path}")
+
+
+def write_json(path: Path, value) -> None:
+    """Atomically write JSON that any program reads: what is no finite number becomes null."""
+    text = json.dumps(finite(value), indent=1, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def finite(value):
+    """The same lists and dictionaries, None for every number that is NaN or infinite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ Test: pytest tests/test_support_labels.py
 """
 import csv
 import io
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,17 +64,18 @@ def read_classes(path: Path) -> tuple[Classes, np.ndarray]:
     """classes.csv, columns id (the raw label), name, colour (#rrggbb) -> Classes in the file's order, and a
     table like read_label_table's. Ids that share a name are one class; ids that are not listed are
     unlabelled. DataError if malformed."""
+    lines = io.StringIO(read_text(path, 1_000_000), newline="")
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [(int(row["id"]), row["name"].strip(),
-                     bytes.fromhex(row["colour"].strip().removeprefix("#"))) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
+        rows = [(int(row["id"]), row["name"].strip(),
+                 bytes.fromhex(row["colour"].strip().removeprefix("#"))) for row in csv.DictReader(lines)]
+    except (KeyError, TypeError, AttributeError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a class list (needs columns id,name,colour like 93,wall,#aec7e8: "
                         f"{error})") from None
     ids, names = [raw for raw, _, _ in rows], list(dict.fromkeys(name for _, name, _ in rows))
-    if not 1 <= len(names) <= 127 or "" in names or len(set(ids)) < len(ids) \
+    if not 1 <= len(names) <= 127 or not all(map(usable_name, names)) or len(set(ids)) < len(ids) \
             or not 0 <= min(ids) <= max(ids) <= 65535:
-        raise DataError(f"{path}: needs 1 to 127 named classes, each id once and from 0 to 65535")
+        raise DataError(f"{path}: needs 1 to 127 classes, with names of one line of at most 100 characters, "
+                        "each id once and from 0 to 65535")
     if any(len(colour) != 3 for _, _, colour in rows):
         raise DataError(f"{path}: a colour is six hexadecimal digits, like #aec7e8")
     table = np.full(max(ids) + 1, IGNORE, np.int8)
@@ -83,16 +85,35 @@ def read_classes(path: Path) -> tuple[Classes, np.ndarray]:
     return Classes(names, [colours[name] for name in names]), table
 
 
+def usable_name(name) -> bool:
+    """Can this be the name of a class: a line of printable characters?"""
+    return isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
+
+
+def checked_classes(saved) -> Classes:
+    """The label set that a checkpoint holds as {"names": ..., "colours": ...}. ValueError if it is none."""
+    names, colours = saved["names"], saved["colours"]
+    if not (type(names) is type(colours) is list and 1 <= len(names) == len(colours) <= 127):
+        raise ValueError("unusable classes: not 1 to 127 names with a colour each")
+    if not all(map(usable_name, names)) or len(set(names)) < len(names):
+        raise ValueError("unusable classes: their names are no different lines of text")
+    for colour in colours:
+        if type(colour) not in (list, tuple) or len(colour) != 3 \
+                or not all(type(x) is int and 0 <= x <= 255 for x in colour):
+            raise ValueError("unusable classes: a colour is not three numbers of 0 to 255")
+    return Classes(names, [list(colour) for colour in colours])
+
+
 def classes_of(root: Path) -> Classes:
     """The label set of the scenes in root: its classes.csv, or else ScanNet's 20 classes."""
     path = root / CLASSES_CSV
-    return read_classes(path)[0] if path.is_file() else SCANNET
+    return read_classes(path)[0] if os.path.lexists(path) else SCANNET
 
 
 def table_of(root: Path) -> np.ndarray:
     """The table raw id -> class of the scenes in root: from its classes.csv, or else from ScanNet's table."""
     path = root / CLASSES_CSV
-    return read_classes(path)[1] if path.is_file() else read_label_table(root / LABELS_TSV)
+    return read_classes(path)[1] if os.path.lexists(path) else read_label_table(root / LABELS_TSV)
 
 
 def other_classes(known: Classes, given: Classes) -> str:

@@ -6,6 +6,7 @@ Rank 0 alone prints and writes.
 Test: pytest tests/test_support_processes.py
 """
 import os
+import re
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -49,11 +50,24 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def together():
+    """What all processes do together. Where another one has ended, it has said why: this one ends too, and
+    says nothing."""
+    try:
+        yield
+    except RuntimeError as error:             # gloo's, which has no kind of its own
+        if not re.search("onnection (closed|reset|refused)|roken pipe|peer", str(error)):
+            raise
+        raise SystemExit(2) from None
+
+
 def sum_over_processes(*values: float) -> list[float]:
     """The sums of these numbers over all processes; they are where all wait for each other, too."""
     total = torch.tensor(values, dtype=torch.float64)
     if rank_and_world()[1] > 1:
-        dist.all_reduce(total)
+        with together():
+            dist.all_reduce(total)
     return total.tolist()
 
 
@@ -63,7 +77,8 @@ def gather_on_first(mine: list) -> list:
     if world == 1:
         return mine
     everyone = [None] * world if rank == 0 else None
-    dist.gather_object(mine, everyone)
+    with together():
+        dist.gather_object(mine, everyone)
     return [item for part in everyone or [] for item in part]
 
 
@@ -95,13 +110,8 @@ def add_gradients(parameters: list[Tensor]) -> None:
     there = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
     mine = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([there, *(g.flatten() for g in mine)])
-    dist.all_reduce(flat)
+    with together():
+        dist.all_reduce(flat)
     there, *parts = flat.split([len(parameters), *(p.numel() for p in parameters)])
     for p, count, part in zip(parameters, there.tolist(), parts):
         p.grad = part.view_as(p).clone() if count else None
-
-
-def add_up(gradients) -> Tensor | None:
-    """The sum of those that are there, in order."""
-    there = [g for g in gradients if g is not None]
-    return sum(there[1:], there[0]) if there else None

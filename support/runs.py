@@ -6,10 +6,10 @@ Test: pytest tests/test_support_runs.py
 """
 import csv
 import errno
-import io
 import itertools
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -17,10 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-from support.files import DataError, write_atomically
+from support.checkpoints import load_state as load_state
+from support.checkpoints import not_a_checkpoint as not_a_checkpoint
+from support.checkpoints import read_state as read_state
+from support.checkpoints import resume_optimiser as resume_optimiser
+from support.checkpoints import write_state
+from support.files import DataError, figure_text, read_text, write_atomically
 
 # ------------------------------------------------------------------------------------------------- the folder
 
@@ -28,7 +32,8 @@ def lock_folder(out: Path):
     """Take a run folder for this process, until it ends, however it ends -> the open lock file; None if
     another process has it."""
     out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / ".lock", "a")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    lock = open(out / ".lock", "a", opener=lambda path, _: os.open(path, flags, 0o666))
     try:
         if os.name == "nt":
             import msvcrt
@@ -47,17 +52,42 @@ def lock_folder(out: Path):
 
 def free_folder(wanted: str | None, name: str) -> tuple[Path, object]:
     """--out, or runs/NAME, runs/NAME-2 ...: a folder without a run, and its lock, to be kept. DataError if
-    --out has a run."""
+    --out has a run, or files that a run would write over."""
     for count in itertools.count(1):
         out = Path(wanted or Path("runs") / (name if count == 1 else f"{name}-{count}"))
         taken = (out / "checkpoint.pt").exists()
         if not wanted:
-            taken = out.exists() and any(p.name != ".lock" for p in out.iterdir())
+            taken = out.exists() and any(not is_remains(path) for path in out.iterdir())
         lock = None if taken else lock_folder(out)
         if lock and not (out / "checkpoint.pt").exists():  # the one before us may have finished just now
+            check_foreign(out)
+            remove_remains(out)
             return out, lock
         if wanted:
             raise not_free(out)
+
+
+def is_remains(path: Path) -> bool:
+    """Is this file what a run leaves that is killed before its first checkpoint?"""
+    if path.name == "log.csv":
+        return path.is_file() and path.stat().st_size < 200 and path.read_bytes()[:5] in (b"", b"step,")
+    return path.name == ".lock" or bool(re.fullmatch(r"\.checkpoint.*\.pt\..*|\..*\.part", path.name))
+
+
+def check_foreign(out: Path) -> None:
+    """DataError where a new run would write over files of somebody else's."""
+    for path in out.iterdir():
+        ours = path.name in ("log.csv", "curves.png", "eval", "metrics.json")
+        if (ours or re.fullmatch(r"checkpoint_\d+\.pt", path.name)) and not is_remains(path):
+            raise DataError(f"{path}: not of a run that can be continued, and it stays; move it away or name "
+                            "another --out")
+
+
+def remove_remains(out: Path) -> None:
+    """Remove what a killed writer left half-written."""
+    for path in out.iterdir():
+        if is_remains(path) and path.name.startswith(".") and path.name != ".lock":
+            path.unlink()
 
 
 def not_free(out: Path) -> DataError:
@@ -83,8 +113,7 @@ def folder_to_resume(wanted: str | None, rank: int = 0) -> tuple[Path, object]:
     lock = lock_folder(out)
     if not lock:
         raise DataError(f"{out}: another process trains in it; wait for its end")
-    for part in out.glob(".checkpoint*"):                                     # of a writer that was killed
-        part.unlink()
+    remove_remains(out)
     return out, lock
 
 
@@ -98,40 +127,6 @@ def remove_empty(out: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------- the checkpoint
-
-def write_state(path: Path, state: dict) -> None:
-    """Atomically write a checkpoint to the disk, not to its cache: after a power cut, too, there is the old
-    one or the new one."""
-    content = io.BytesIO()
-    torch.save(state, content)
-
-    def write(file) -> None:
-        """All of it, down to the disk."""
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    write_atomically(path, write)
-
-
-def read_state(path: Path) -> dict:
-    """A checkpoint's dictionary, tensors on the CPU, nothing executed. DataError if it is none."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such checkpoint; train one with 07_train.py")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = (("step", int), ("run", dict), ("config", dict), ("model", dict))
-        if not all(isinstance(state[key], kind) for key, kind in kinds):
-            raise ValueError("unusable step, run, config or model")
-        return state
-    except Exception as error:                # a damaged zip, a foreign pickle, missing keys
-        raise not_a_checkpoint(path, error) from None
-
-
-def not_a_checkpoint(path: Path, error: Exception) -> DataError:
-    """What to tell somebody whose file is none of our checkpoints."""
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return DataError(f"{path}: not a checkpoint of this model ({reason}); train again or name another file")
-
 
 def save(out: Path, model, optimiser, run: dict, progress: "Progress", keep_every: int, rank: int,
          step: int) -> None:
@@ -165,6 +160,8 @@ def open_log(out: Path, first_step: int, rank: int):
     path = out / "log.csv"
     if rank:
         return open(os.devnull, "w", newline="")
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise DataError(f"{path}: not a file; move it away")
     if first_step and path.exists():
         trim_log(path, first_step)
     return open(path, "a" if first_step else "w", newline="")
@@ -172,7 +169,7 @@ def open_log(out: Path, first_step: int, rank: int):
 
 def trim_log(path: Path, step: int) -> None:
     """Take the rows after `step`, and half a row, out of log.csv."""
-    header, *rows = path.read_text().splitlines() or [""]
+    header, *rows = read_text(path, 2 ** 30).splitlines() or [""]
     kept = [row for row in rows if row.count(",") == header.count(",") and int(row.split(",")[0]) <= step]
     write_atomically(path, lambda file: file.write("\n".join([header, *kept, ""]).encode()))
 
@@ -186,8 +183,7 @@ def training_curves(folder: Path) -> None:
 
     if not (folder / "log.csv").exists():
         return
-    with open(folder / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(read_text(folder / "log.csv", 2 ** 30).splitlines()))
     titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "source": "source-view loss (nats)",
               "photometric": "photometric loss (squared error, coarse + fine)"}
     names = [name for name in titles if rows and name in rows[0]]
@@ -200,7 +196,8 @@ def training_curves(folder: Path) -> None:
         axis.set(xlabel="step", ylabel=name, ylim=(0, None))
         axis.set_title(titles[name], fontsize=10)
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{folder.name}: {rows[-1]['step']} steps in {float(rows[-1]['seconds']):,.0f} s")
+    name, seconds = figure_text(folder.name), float(rows[-1]["seconds"])
+    figure.suptitle(f"{name}: {rows[-1]['step']} steps in {seconds:,.0f} s")
     write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
     plt.close(figure)
 
@@ -240,7 +237,8 @@ def asked_to_stop():
         """Say so, safely within whatever was interrupted."""
         asked.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nstopping after this step, to save; Ctrl-C once more stops at once\n")
+        with suppress(OSError):                # nobody may read it any more
+            os.write(2, b"\nstopping after this step, to save; Ctrl-C once more stops at once\n")
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
@@ -261,7 +259,7 @@ class Progress:
         self.start, self.waited = time.time(), 0.0
         self.log = open_log(out, first_step, rank)
         if not self.log.tell():
-            csv.writer(self.log).writerow(["step", *names, "seconds"])
+            csv.writer(self.log, lineterminator="\n").writerow(["step", *names, "seconds"])
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05,
                         disable=rank > 0, mininterval=0.5 if sys.stderr.isatty() else 15)
 
@@ -292,7 +290,7 @@ class Progress:
             self.mean[key] = 0.98 * self.mean.get(key, parts[key]) + 0.02 * parts[key]
         if done % 10 == 0 or done == self.steps:
             row = [done, *(f"{self.mean[key]:.5g}" for key in self.names), f"{self.seconds():.1f}"]
-            csv.writer(self.log).writerow(row)
+            csv.writer(self.log, lineterminator="\n").writerow(row)
             rate = (done - self.first_step) * self.rays / (time.time() - self.start)
             shown = {key: f"{value:.3f}" for key, value in self.mean.items()}
             self.bar.set_postfix({**shown, "rays/s": f"{rate:,.0f}"}, refresh=False)

@@ -7,10 +7,14 @@ from dataclasses import field, fields
 
 from support.files import DataError
 
+LARGEST = 10 ** 12        # of any whole number: this times a million still seeds a generator
+LARGEST_FLOAT = 1e38      # of any other: what float32 holds
 
-def setting(default, help: str, least: float | None = None, choices: tuple = ()):
-    """A dataclass field: the text of its flag; its least value, or the values it may have."""
-    return field(default=default, metadata={"help": help, "least": least, "choices": choices})
+
+def setting(default, help: str, least: float | None = None, choices: tuple = (),
+            most: float | None = None):
+    """A dataclass field: the text of its flag; its least and largest value, or the values it may have."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "choices": choices})
 
 
 def boolean(text: str) -> bool:
@@ -26,7 +30,7 @@ def add_settings(parser: argparse.ArgumentParser, settings: type) -> None:
     for f in fields(settings):
         kind = boolean if f.type is bool else f.type
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(),
-                           help=f"{f.metadata['help']} [{f.default}]")
+                           help=f"{f.metadata['help']} [{f.default}]".replace("%", "%%"))
 
 
 def given(args: argparse.Namespace, settings: type) -> dict:
@@ -41,6 +45,9 @@ def check(config) -> None:
         least, choices = f.metadata["least"], f.metadata["choices"]
         if least is not None and not value >= least:                          # not NaN either
             raise DataError(f"{flag}: must be at least {least:g}")
+        most = f.metadata["most"] or (LARGEST if f.type is int else LARGEST_FLOAT)
+        if isinstance(value, (int, float)) and not abs(value) <= most:
+            raise DataError(f"{flag}: must be at most {most:g}")
         if choices and value not in choices:
             raise DataError(f"{flag}: one of {', '.join(choices)}")
 
@@ -54,7 +61,8 @@ def read_settings(settings: type, saved: dict, absent: dict, removed: dict):
             raise ValueError(f"made with {name} = {saved[name]}, which this version no longer has")
     config = settings(**{**absent, **{f.name: saved[f.name] for f in fields(settings) if f.name in saved}})
     for f in fields(config):
-        if not isinstance(getattr(config, f.name), (f.type, int) if f.type is float else f.type):
+        kinds = (float, int) if f.type is float else (f.type,)
+        if type(getattr(config, f.name)) not in kinds:
             raise ValueError(f"unusable {f.name}")
     check(config)
     return config

@@ -4,6 +4,7 @@ Test: pytest tests/test_support_starting.py
 """
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from support.datasets import check_names, find_dataset
-from support.files import DataError
+from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, check_training, find_dataset
+from support.files import MAX_PIXELS, DataError, shown
 from support.frames import decode_all
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
@@ -35,6 +36,7 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     add("--varied-rooms", type=int, default=0, help="with --scene rooms: so many more, that differ more [0]")
     add("--validation", type=int, default=0, help="keep the 4 test views of so many training scenes out [0]")
     add("--out", help="folder of the run [runs/...]")
+    add("--crop", type=int, default=0, metavar="N", help="pixels taken off every side of the photographs [0]")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
     add("--resume", action="store_true", help="continue the run in --out from its last checkpoint")
     add("--finetune", metavar="CKPT",
@@ -63,10 +65,12 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     group.add_argument("--compile", type=boolean, default=False, help="torch.compile the networks [false]")
     add_settings(parser, config)
     args = parser.parse_args()
-    for name in ("varied_rooms", "validation", "save_every", "keep_every", "piece", "workers"):
+    for name in ("varied_rooms", "crop", "validation", "save_every", "keep_every", "piece", "workers"):
         least = int(name == "save_every")
         if getattr(args, name) < least:
             raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}")
+    if args.varied_rooms > TEST_ROOM - VARIED_ROOM:  # the next seeds are test rooms
+        raise DataError(f"--varied-rooms {args.varied_rooms}: must be at most {TEST_ROOM - VARIED_ROOM}")
     return args
 
 
@@ -98,16 +102,23 @@ def starting_point(args, config: type, presets: dict, replica: dict, load_checkp
                                                                                           "replica") else {})}
         reason = "CUDA and real data" if name == "paper" else "no real data" if cuda else "no CUDA"
         why = f"preset {name}: " + ("you asked for it" if args.preset else reason)
-    c = config(**{**base, **given(args, config)})
-    check(c)
-    if not 0 < c.near < c.far:
-        raise DataError(f"--near {c.near} --far {c.far}: needs 0 < near < far")
-    if not 0 < c.tau <= 1:
-        raise DataError(f"--tau {c.tau}: eq. 3 needs 0 < tau <= 1")
+    c = usable(config(**{**base, **given(args, config)}))
     print(f"{why}; {c.width}x{c.height}, {c.views} source views, {c.rays} rays, {c.coarse}+{c.fine} samples, "
           f"{c.steps} steps, {pick_device(args.device)}", flush=True)
     check_start(args, state, max(1, c.rays // c.targets) * c.targets)
     return c, state, name
+
+
+def usable(config):
+    """The settings themselves. DataError for a value, or values together, that no run could use."""
+    check(config)
+    if config.height * config.width > MAX_PIXELS:
+        raise DataError(f"--height {config.height} --width {config.width}: more than {MAX_PIXELS:,} pixels")
+    if not 0 < config.near < config.far:
+        raise DataError(f"--near {config.near} --far {config.far}: needs 0 < near < far")
+    if not 0 < config.tau <= 1:
+        raise DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
+    return config
 
 
 def check_start(args, state: dict | None, rays: int) -> None:
@@ -124,10 +135,10 @@ def check_start(args, state: dict | None, rays: int) -> None:
 
 
 def training_frames(scene, run: dict, views: int, protocol) -> list[int]:
-    """What may be drawn from a training scene: all frames; never the test views of a scene that will be
-    evaluated or validated on; in fine-tuning the 8 source and 8 fine-tuning views alone. DataError if too
-    few."""
-    frames = list(range(len(scene)))
+    """What may be drawn from a training scene: all frames, of a scene with a split the training frames; never
+    the test views of a scene that will be evaluated or validated on; in fine-tuning the 8 source and 8
+    fine-tuning views alone. DataError if too few."""
+    frames = scene.parts()[0]                 # a scene's own test and val frames are never trained on
     if scene.name in run["test"] or scene.name in run["train"][:run.get("validation", 0)]:
         source, tune, test = protocol(scene)
         frames = sorted(source + tune) if run["finetuned"] else [i for i in frames if i not in test]
@@ -141,39 +152,66 @@ def training_frames(scene, run: dict, views: int, protocol) -> list[int]:
 
 def find_run(args, config, state: dict | None, name: str, make_rooms) -> tuple[dict, str]:
     """What a run says of its data: "data" (kind), "root", "train", "test" ...; and the name of its folder."""
-    if args.resume:                                                           # the run knows its data
-        return dict(state["run"]), name
+    if args.resume:                           # the run knows its data, unless that was moved
+        moved = {"root": args.data, "labels": args.labels}
+        return {**state["run"], **{key: path for key, path in moved.items() if path}}, name
     names = args.scenes.split(",") if args.scenes else None
     found = find_dataset(args.scene, args.data, config.train_rooms, config.test_rooms, make_rooms, names,
                          args.split, varied_rooms=args.varied_rooms)
     if args.finetune and not names:
         found.train = found.test[:1] or found.train[:1]                       # one unseen scene
+    check_training(found)
     # one space only, or fine-tuning: evaluate on the training scenes' own test views, and keep them out of
     # training
     test = found.train if args.finetune else found.test or found.train
     return {"data": found.kind, "root": str(found.root), "train": found.train, "test": test, "seconds": 0.0,
-            "finetuned": bool(args.finetune), "labels": args.labels, "validation": args.validation}, \
+            "finetuned": bool(args.finetune), "labels": args.labels, "validation": args.validation,
+            "crop": args.crop}, \
         f"{found.kind}-{name}"
 
 
 def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[list, list]:
     """The run's training scenes, decoded, and what may be drawn of each."""
+    if not run["train"]:
+        raise DataError(f"{args.out}: its checkpoint names no scene to train on, so it cannot be resumed; "
+                        f"go on "
+                        "from it with --finetune")
     check_names(run["train"] + run["test"], run["root"])
     quiet = rank_and_world()[0] > 0
     with tqdm(run["train"], desc="reading poses", unit="scene", leave=False, disable=quiet) as bar:
         scenes = [scene_type(Path(run["root"]) / scene, config.height, config.width, Path(args.cache),
-                             config.every, run.get("labels")) for scene in bar]
+                             config.every, run.get("labels"), run.get("crop", 0)) for scene in bar]
+    for scene in scenes:
+        scene.check_camera()
+    check_labels(scenes, config)
     frames = [training_frames(scene, run, config.views, protocol) for scene in scenes]
     same = set(run["train"]) & set(run["test"])
     note = " (the same: their 4 test views are kept out of training)" if same else ""
-    print(f"data: {run['data']} in {run['root']}; {len(scenes)} scenes to train on, {len(run['test'])} to "
-          f"evaluate on{note}", flush=True)
+    print(f"data: {run['data']} in {shown(run['root'])}; {len(scenes)} scenes to train on, "
+          f"{len(run['test'])} to evaluate on{note}", flush=True)
     own = [scene.name for scene in scenes if scene.near_far]
     if own:
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "
               f"{len(own)} "
               "of them: " + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
     return scenes, decode_all(scenes, frames)
+
+
+def check_labels(scenes: list, config) -> None:
+    """Say how many scenes have labels. DataError where none has, and the loss has a part that needs them."""
+    labelled = sum(scene.has_labels for scene in scenes)
+    print(f"labels: {labelled} of {len(scenes)} training scenes have some", flush=True)
+    if not labelled and config.lambda1 > 0:
+        hint = next(filter(None, (scene.label_hint() for scene in scenes)), "")
+        raise DataError(f"{scenes[0].folder}: no training scene has labels (label-filt/)"
+                        + f"; {hint}" * bool(hint) + "; --lambda1 0 trains colour and depth alone")
+    masked = [scene.name for scene in scenes if scene.has_masks]
+    if masked:
+        print(f"masks: in {len(masked)} scenes their black pixels are no truth and no source", flush=True)
+    split = [scene.name for scene in scenes if scene.parts()[1]]
+    if split:
+        print(f"split.txt: {len(split)} scenes have test frames of their own, which are not trained "
+              f"on", flush=True)
 
 
 def classes_of(scenes: list, state: dict | None, root: str) -> Classes:
@@ -193,7 +231,7 @@ def load_data(args, config, state: dict | None, name: str, data, rooms) -> tuple
     data: 01."""
     with first_on_this_machine():
         run, name = find_run(args, config, state, name, rooms.make_rooms)
-        run["command"] = " ".join([launcher(), *sys.argv])
+        run["command"] = f"{launcher()} {shlex.join(sys.argv)}"
         scenes, frames = open_scenes(args, config, run, data.Scene, data.protocol)
     return run, scenes, frames, classes_of(scenes, state, run["root"]), name
 
@@ -212,8 +250,9 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
     if args.encoder or args.init:
         parts = ("encoder.", "source_head.") if args.encoder else ("",)
         weights = {k: x.float() for k, x in read_state(Path(path))["model"].items() if k.startswith(parts)}
-        if weights["source_head.weight"].shape != model.source_head.weight.shape:
-            raise DataError(f"{path}: for {len(weights['source_head.bias'])} classes, the scenes have "
+        head = weights.get("source_head.weight", torch.empty(0))
+        if head.shape != model.source_head.weight.shape:
+            raise DataError(f"{path}: for {len(head)} classes, the scenes have "
                             f"{len(model.classes.names)}; name another checkpoint")
     try:
         model.load_state_dict(model.state_dict() | weights)
@@ -225,8 +264,10 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
 
 def resume_command(args, out: Path) -> str:
     """The command line that continues this run."""
-    cache = f" --cache {args.cache}" if args.cache != "cache" else ""
-    return f"{launcher()} {sys.argv[0]} --resume --out {out}{cache}"
+    given = {"--cache": args.cache if args.cache != "cache" else None, "--data": args.resume and args.data,
+             "--labels": args.resume and args.labels}
+    more = [word for flag, value in given.items() if value for word in (flag, value)]
+    return f"{launcher()} {shlex.join([sys.argv[0], '--resume', '--out', str(out), *more])}"
 
 
 def evaluate(script: Path, out: Path, args) -> None:

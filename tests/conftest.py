@@ -19,11 +19,24 @@ from types import SimpleNamespace
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from mine import Mine
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 # for `python -m tools.X` started in a temporary folder
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
+
+
+
+def pytest_addoption(parser):
+    parser.addoption("--mine", action="store_true", help="test a student's stages: python -m tools.exercise")
+    parser.addoption("--exercises", default="exercises", metavar="FOLDER", help="of those stages [exercises]")
+
+
+def pytest_configure(config):
+    if config.getoption("mine"):
+        config.pluginmanager.register(Mine(config))
+
 
 HALF = np.array([2.0, 1.2, 2.5])                                 # the box: half its size in metres
 WALLS = [1, 3, 0, 1163, 1357, 21]  # raw label ids of the walls -x, +x, -y, +y, -z, +z
@@ -125,8 +138,13 @@ def box_copy(box_folder, tmp_path):
 
 @pytest.fixture
 def long_scene(box_copy):
-    """A copy of 200 frames to damage: 174 links to the box's files, inside the scene."""
+    """A copy of 200 frames to damage: 174 links to the box's files, inside the scene. Colour is no link: each
+    file ends in its number, for the same photograph counts once."""
     for kind, suffix in (("color", "jpg"), ("depth", "png"), ("label-filt", "png"), ("pose", "txt")):
         for number in range(1000, 1174):
-            os.symlink(f"{2 + 4 * (number % 5)}.{suffix}", box_copy / kind / f"{number}.{suffix}")
+            source, path = f"{2 + 4 * (number % 5)}.{suffix}", box_copy / kind / f"{number}.{suffix}"
+            if kind == "color":
+                path.write_bytes((box_copy / kind / source).read_bytes() + str(number).encode())
+            else:
+                os.symlink(source, path)
     return box_copy

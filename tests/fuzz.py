@@ -1,12 +1,12 @@
-"""Damage a small scene in random ways and read it: each time training or evaluation must succeed, or end with one clear line and
-status 2. No traceback, no hang, no more memory than a limit.
+"""Damage a small scene in random ways and read it: each time training or evaluation must succeed, or end with
+one clear line and status 2. No traceback, no hang, no more memory than a limit.
 
     python tests/fuzz.py                  300 cases, about five minutes; exit status 1 if one of them fails
     python tests/fuzz.py --first 17 --cases 1 --verbose        one case again
 
-A case is a function of (seed, number). Nineteen of twenty run main() of 07_train.py or 08_eval.py in one process that has
-imported PyTorch, under limits of memory and time, without the pictures and the checkpoint, which read nothing; every twentieth
-is the real command.
+A case is a function of (seed, number). Nineteen of twenty run main() of 07_train.py or 08_eval.py in one
+process that has imported PyTorch, under limits of memory and time, without the pictures and the checkpoint,
+which read nothing; every twentieth is the real command.
 """
 import argparse
 import contextlib
@@ -25,16 +25,19 @@ import tempfile
 import time
 import traceback
 import zlib
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+runs, pictures = import_module("support.runs"), import_module("support.pictures")
+run_script, KINDS = import_module("support.files").run_script, import_module("fuzz_kinds").KINDS
 SECONDS, MEMORY = 20, 2 ** 30                                    # for a case, beyond what a good scene takes
-TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1, chunk=1024, device="cpu")
+TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1)
 
 
-# ---------------------------------------------------------------------------------------------------- the damage
+# ------------------------------------------------------------------------------------------------- the damage
 
 def flip(path, files, rng):
     """A few bytes become others."""
@@ -59,18 +62,26 @@ def swap(path, files, rng):
 
 def rename(path, files, rng):
     """Another name, usual or odd, perhaps one that is taken."""
-    name = rng.choice(["3", "0", "99999999999999999999", "-1", "02", "²", "a b", "x\ny", " ", "NUL", ".2", "é" * 60, "1e5"])
+    name = rng.choice(["3", "0", "99999999999999999999", "-1", "02", "²", "a b", "x\ny", " ", "NUL", ".2",
+                       "é" * 60, "1e5"])
     path.rename(path.with_name(name + rng.choice([path.suffix, "", ".txt", ".PNG"])))
 
 
 def remove(path, files, rng):
     """A file or its whole folder is gone."""
-    shutil.rmtree(path.parent) if rng.random() < 0.2 and path.parent.parent.name.startswith("scene") else path.unlink()
+    if rng.random() < 0.2 and path.parent.parent.name.startswith("scene"):
+        shutil.rmtree(path.parent)
+    else:
+        path.unlink()
 
 
 def noise(path, files, rng):
     """Random bytes, perhaps after a true beginning."""
     path.write_bytes(path.read_bytes()[:rng.choice([0, 8, 33])] + rng.randbytes(rng.choice([1, 100, 20_000])))
+
+
+NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "1e40", "99999999999999999999", "word", "",
+           "\0", "2.5", "../../x", "/etc/passwd", "0x10", "1_0", "-5", "é")
 
 
 def numbers(path, files, rng):
@@ -80,26 +91,31 @@ def numbers(path, files, rng):
     words = path.read_text().replace("\n", " \n ").replace("\t", " \t ").split(" ")
     places = [i for i, word in enumerate(words) if word.strip()]
     for i in rng.sample(places, min(len(places), rng.choice([1, 2, 16]))):
-        words[i] = rng.choice(["nan", "inf", "-inf", "-1", "0", "1e300", "1e-300", "1e40", "99999999999999999999", "word", "", "\0",
-                               "2.5", "../../x", "/etc/passwd", "0x10", "1_0", "-5", "é"])
+        words[i] = rng.choice(NUMBERS)
     path.write_text(" ".join(words))
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    """A chunk of a png."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def bomb(path, files, rng):
     """A small file that claims, or unpacks, to be huge."""
     if path.suffix not in (".png", ".jpg"):
         return path.write_bytes(rng.choice([b"1 0 0 0\n", b"\0", b"nan " * 4]) * 300_000)
-    width, height = rng.choice([(60_000, 60_000), (12_000, 12_000), (2 ** 31 - 1, 1), (1, 2 ** 31 - 1), (0, 0), (1, 1),
-                                (9000, 3000)])
-    chunk = lambda name, body: struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    width, height = rng.choice([(60_000, 60_000), (12_000, 12_000), (2 ** 31 - 1, 1), (1, 2 ** 31 - 1),
+                                (0, 0), (1, 1), (9000, 3000)])
     rows = zlib.compress(bytes(min(height * (1 + width * rng.choice([1, 3])), 50_000_000)))
     header = struct.pack(">IIBBBBB", width, height, rng.choice([8, 16]), rng.choice([0, 2, 3, 6]), 0, 0, 0)
     text = rng.choice([b"", chunk(b"zTXt", b"a\0\0" + rows)])
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + text + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    parts = [chunk(b"IHDR", header), text, chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 def odd(path, files, rng):
-    """Something else of this name: a folder, a pipe, a device, a link to nowhere, in a circle, out of the scene."""
+    """Something else of this name: a folder, a pipe, a device, a link to nowhere, in a circle, out of the
+    scene."""
     path.unlink()
     what = rng.randrange(6)
     if what == 0:
@@ -112,12 +128,13 @@ def odd(path, files, rng):
 
 def lists(path, files, rng):
     """A split file, good or hostile."""
-    line = rng.choice(["train ../x", "test /etc", "train scene0001_00", "test scene0001_00\ntrain scene0001_01", "valid a", "train",
-                       "train C:\\x", "test \0", "train " + "x" * 100_000, "test ."])
+    line = rng.choice(["train ../x", "test /etc", "train scene0001_00", "valid a", "train", "train C:\\x",
+                       "test .", "test \0", "test scene0001_00\ntrain scene0001_01",
+                       "train " + "x" * 100_000])
     (files[0].parent.parent.parent / "split.txt").write_text(line + "\n")
 
 
-DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists]
+DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists, *KINDS]
 
 
 def damaged(scans: Path, rng: random.Random) -> list[str]:
@@ -126,22 +143,31 @@ def damaged(scans: Path, rng: random.Random) -> list[str]:
     rare = [p for p in files if p.parent.name not in ("color", "depth", "label-filt", "pose")]
     done = []
     for _ in range(rng.choice([1, 1, 2, 3])):
-        path = rng.choice([p for p in (rare if rng.random() < 0.25 else files) if p.is_file() and not p.is_symlink()])
-        act = rng.choice(DAMAGE)
-        act(path, files, rng)
+        some = rare if rng.random() < 0.25 else files
+        there = [p for p in some if p.is_file() and not p.is_symlink()]
+        if not there:                         # the scene has another name by now
+            break
+        path, act = rng.choice(there), rng.choice(DAMAGE)
+        try:
+            act(path, files, rng)
+        except (OSError, SyntaxError, ValueError, IndexError, StopIteration):
+            if not done:                      # only what is damaged already may be damaged too much for it
+                raise
         done.append(f"{act.__name__} {path.relative_to(scans)}")
     return done
 
 
-# ---------------------------------------------------------------------------------------------------- the reading
+# ------------------------------------------------------------------------------------------------ the reading
 
 def arguments(work: Path, number: int) -> tuple[str, list[str]]:
     """Script and flags of a case: training or evaluation, a scene or a folder of scenes."""
-    where = ["--scene", str(work / "scans") if number % 3 else str(work / "scans" / "scene0001_00"), "--cache", str(work / "cache")]
+    where = ["--scene", str(work / "scans") if number % 3 else str(work / "scans" / "scene0001_00"),
+             "--cache", str(work / "cache")]
     if number % 2:
-        return "08_eval.py", [*where, "--checkpoint", str(work.parent / "tiny.pt"), "--out", str(work / "eval")]
+        checkpoint = str(work / "tiny.pt" if (work / "tiny.pt").exists() else work.parent / "tiny.pt")
+        return "08_eval.py", [*where, "--checkpoint", checkpoint, "--out", str(work / "eval")]
     flags = [x for key, value in TINY.items() for x in (f"--{key}", str(value))]
-    return "07_train.py", [*where, *flags, "--out", str(work / "run"), "--no-eval"]
+    return "07_train.py", [*where, *flags, "--out", str(work / "run"), "--device", "cpu", "--no-eval"]
 
 
 def verdict(status: int, errors: str) -> str:
@@ -158,11 +184,11 @@ def verdict(status: int, errors: str) -> str:
 
 def in_here(script: str, flags: list[str]) -> tuple[int, str]:
     """Run a script's main() in this process -> exit status, what it wrote to stderr."""
-    data, module = import_module("01_data"), import_module(script.removesuffix(".py"))
+    main = import_module(script.removesuffix(".py")).main
     out, sys.argv = io.StringIO(), [script, *flags]
     with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()):
         try:
-            data.run_script(module.main)
+            run_script(main)
             status = 0
         except SystemExit as end:
             status = end.code or 0
@@ -174,10 +200,13 @@ def in_here(script: str, flags: list[str]) -> tuple[int, str]:
 
 def as_command(script: str, flags: list[str]) -> tuple[int, str]:
     """Run the real command, with the same limits -> exit status, what it wrote to stderr."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, 4 * MEMORY))
+    def limit():
+        """Of its memory."""
+        resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, 4 * MEMORY))
+    command = [sys.executable, str(HERE.parent / script), *flags]
     try:
-        done = subprocess.run([sys.executable, str(HERE.parent / script), *flags], capture_output=True, text=True, errors="replace",
-                              preexec_fn=limit, timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", preexec_fn=limit,
+                              timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
         return done.returncode, done.stderr
     except subprocess.TimeoutExpired:
         return 1, "Traceback: a hang"
@@ -198,15 +227,15 @@ def case(work: Path, good: Path, seed: int, number: int, real: bool) -> dict:
 def worker(args) -> None:
     """Run the cases one after the other, a line of JSON each, within the limits."""
     import torch
-    training, evaluation = import_module("07_train"), import_module("08_eval")
     torch.set_num_threads(1)
-    evaluation.evaluation_sheet = training.save_checkpoint = lambda *_: None
+    pictures.evaluation_sheet = runs.write_state = lambda *_, **__: None
     folder = Path(args.folder)
 
     def too_long(*_):
         raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
     signal.signal(signal.SIGALRM, too_long)
-    for script, flags in (arguments(folder / "good", 0), arguments(folder / "good", 1)):          # a good scene succeeds
+    # a good scene succeeds
+    for script, flags in (arguments(folder / "good", 0), arguments(folder / "good", 1)):
         status, errors = in_here(script, flags)
         assert status == 0, errors
     for what in ("run", "eval", "cache"):
@@ -224,37 +253,59 @@ def worker(args) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def run(first: int, cases: int, seed: int = 0, real: int = 20, verbose: bool = False) -> tuple[dict[str, int], list[dict]]:
-    """All the cases, in workers -> how many ended how, and those that ended neither in success nor refused."""
-    import torch
+def good_scene(folder: Path) -> None:
+    """What all cases begin with: the box, and a checkpoint of random weights."""
     conftest, training = import_module("conftest"), import_module("07_train")
+    conftest.write_box_scene(folder / "good" / "scans" / "scene0001_00")
+    config = training.Config(**TINY)
+    runs.write_state(folder / "tiny.pt", {
+        "model": training.SRay(config).state_dict(), "config": asdict(config), "step": 1,
+        "run": {"data": "path", "root": str(folder), "train": [], "test": [], "seconds": 0.0, "command": "-",
+                "finetuned": False}})
+
+
+def show(answer: dict, failed: bool) -> None:
+    """A line that says what was done, and one or more that say what came out."""
+    text = answer["errors"] if failed else answer["errors"].strip().replace("\r", "\n").split("\n")[-1]
+    words = f"{answer['case']:4} {answer['verdict']:8} {answer['seconds']:5.1f} s"
+    print(f"{words}  {', '.join(answer['done'])}\n"
+          f"     {text}", flush=True)
+
+
+def answer_of(process: subprocess.Popen, number: int) -> dict:
+    """What the worker says of a case; it may have died, or hang."""
+    ready, _, _ = select.select([process.stdout], [], [], 5 * SECONDS)
+    line = process.stdout.readline() if ready else ""
+    if line:
+        return json.loads(line)
+    return {"case": number, "verdict": "the process died" if ready else "a hang", "done": [], "seconds": 0,
+            "errors": f"status {process.poll()}"}
+
+
+def run(first: int, cases: int, seed: int = 0, real: int = 20,
+        verbose: bool = False) -> tuple[dict[str, int], list[dict]]:
+    """All the cases, in workers -> how many ended how, and those that ended neither in success nor
+    refused."""
     folder, counts, failed, last = Path(tempfile.mkdtemp(prefix="fuzz")), {}, [], first + cases
     try:
-        conftest.write_box_scene(folder / "good" / "scans" / "scene0001_00")
-        model = training.SRay(training.Config(**TINY))
-        training.save_checkpoint(folder / "tiny.pt", model, torch.optim.Adam(model.parameters()), 1, {
-            "data": "path", "root": str(folder), "train": [], "test": [], "seconds": 0.0, "command": "-", "finetuned": False})
+        good_scene(folder)
         while first < last:
-            flags = ["--folder", folder, "--first", first, "--cases", last - first, "--seed", seed, "--real", real]
-            process = subprocess.Popen([sys.executable, __file__, "--worker", *map(str, flags)], stdout=subprocess.PIPE, text=True,
-                                       cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            while first < last:
-                ready, _, _ = select.select([process.stdout], [], [], 5 * SECONDS)
-                line = process.stdout.readline() if ready else ""
-                answer = json.loads(line) if line else {"case": first, "verdict": "the process died" if ready else "a hang",
-                                                        "done": [], "seconds": 0, "errors": f"status {process.poll()}"}
-                first += 1
+            command = [sys.executable, __file__, "--worker", "--folder", folder, "--first", first, "--cases",
+                       last - first, "--seed", seed, "--real", real]
+            process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, text=True, cwd=folder,
+                                       env={**os.environ, "OMP_NUM_THREADS": "1"})
+            alive = True
+            while alive and first < last:
+                answer = answer_of(process, first)
+                alive, first = bool(answer["done"]), first + 1
                 counts[answer["verdict"]] = counts.get(answer["verdict"], 0) + 1
                 if answer["verdict"] not in ("success", "refused"):
                     failed.append(answer)
                 if verbose or answer in failed:
-                    text = answer["errors"] if answer in failed else answer["errors"].strip().replace("\r", "\n").split("\n")[-1]
-                    print(f"{answer['case']:4} {answer['verdict']:8} {answer['seconds']:5.1f} s  {', '.join(answer['done'])}\n"
-                          f"     {text}", flush=True)
-                if not line:
-                    break
+                    show(answer, answer in failed)
             process.kill()
-            process.wait()
+            if process.wait() == 1:           # an error of these lines, not of a case
+                break
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return counts, failed
@@ -265,8 +316,10 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=300, help="how many [300]")
     parser.add_argument("--first", type=int, default=0, help="number of the first [0]")
     parser.add_argument("--seed", type=int, default=0, help="seed [0]")
-    parser.add_argument("--real", type=int, default=20, help="every so many cases through the real command [20; 0: none]")
-    parser.add_argument("--verbose", action="store_true", help="say for each case what was done and what came out")
+    parser.add_argument("--real", type=int, default=20,
+                        help="every so many cases through the real command [20; 0: none]")
+    parser.add_argument("--verbose", action="store_true",
+                        help="say for each case what was done and what came out")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -58,6 +58,28 @@ def test_projection_equals_the_pinhole_formula_point_by_point():
         torch.testing.assert_close(z[r, s, v], depth)
 
 
+def test_a_camera_turns_points_by_the_transpose_of_its_rotation():
+    c2w, K = torch.eye(4, dtype=torch.float64)[None].clone(), intrinsics(1)
+    # its axes x, y, z in the world: it looks along the world's x
+    c2w[0, :3, :3] = torch.tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    uv, z = data.project(torch.tensor([[2.0, 0.0, 0.0]], dtype=torch.float64), K, c2w)
+    assert z.item() == 2 and uv[0, 0].tolist() == K[0, :2, 2].tolist()
+
+
+def test_u_runs_to_the_right_and_v_runs_down():
+    c2w, K = torch.eye(4, dtype=torch.float64)[None], intrinsics(1)
+    uv, _ = data.project(torch.tensor([[1.0, 0, 2], [0, 1, 2]], dtype=torch.float64), K, c2w)
+    assert uv[:, 0].tolist() == [[31 + 50 / 2, 22.5], [31, 22.5 + 70 / 2]]
+
+
+def test_depth_is_along_z_and_not_along_the_ray():
+    c2w, K = poses(1)[0], intrinsics(1)[0]
+    pixels = torch.tensor([[0.0, 0.0], [60.0, 40.0]], dtype=torch.float64)
+    points = data.unproject(pixels, torch.full((2,), 2.0, dtype=torch.float64), K, c2w)
+    along_z = (points - c2w[:3, 3]) @ c2w[:3, 2]
+    torch.testing.assert_close(along_z, torch.full((2,), 2.0, dtype=torch.float64))
+
+
 def test_a_pixel_whose_point_is_behind_the_camera_has_negative_depth_and_is_finite():
     c2w, K = poses(1), intrinsics(1)
     centre, forward = c2w[0, :3, 3], c2w[0, :3, 2]
@@ -269,3 +291,23 @@ def test_fewer_than_20_frames_are_too_few_for_the_protocol(box_copy):
         data.protocol(data.Scene(box_copy, 24, 32))
 
 
+def test_the_views_chosen_do_not_depend_on_the_unit():
+    """Positions and directions both count: in a scene 50 times as large, 50 times as much is a metre."""
+    class Poses:
+        folder = "none"
+
+        def __len__(self):
+            return 30
+
+        def parts(self):
+            return list(range(30)), []
+
+        def __init__(self, size):
+            generator = np.random.default_rng(0)
+            self.c2w, self.near_far = torch.eye(4).repeat(30, 1, 1), (0.4 * size, 8.0 * size)
+            for pose, a in zip(self.c2w, generator.uniform(-1.5, 1.5, 30)):
+                pose[0, 0], pose[0, 2], pose[2, 0], pose[2, 2] = np.cos(a), np.sin(a), -np.sin(a), np.cos(a)
+            self.c2w[:, :3, 3] = torch.from_numpy(size * generator.uniform(-1, 1, (30, 3))).float()
+    assert data.protocol(Poses(1)) == data.protocol(Poses(50))
+    pairs = [data.training_pair(Poses(size), 4, torch.Generator().manual_seed(1), pool=6) for size in (1, 50)]
+    assert pairs[0] == pairs[1]

@@ -13,7 +13,9 @@ R, S, V, H, W = 2, 5, 3, 24, 32
 def scene(seed=0):
     """Float64 points (R, S, 3) in front of V cameras that look along z, with features, images, K, c2w."""
     g = torch.Generator().manual_seed(seed)
-    rand = lambda *shape: torch.rand(*shape, generator=g, dtype=torch.float64)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=g, dtype=torch.float64)
     c2w = torch.eye(4, dtype=torch.float64).repeat(V, 1, 1)
     c2w[:, :3, 3] = rand(V, 3) - 0.5
     K = torch.tensor([[30.0, 0, 15], [0, 28, 12], [0, 0, 1]], dtype=torch.float64).repeat(V, 1, 1)
@@ -31,7 +33,7 @@ def reproject(points, features, images, K, c2w):
 
 
 def bilinear(map_, x, y):
-    """map_ (C, h, w) between its cells at column x, row y; the border holds beyond it. One number at a time."""
+    """map_ (C, h, w) between its cells at column x, row y; the border holds beyond it. A number at a time."""
     h, w = map_.shape[1:]
     x, y = min(max(x, 0.0), w - 1.0), min(max(y, 0.0), h - 1.0)
     i, j = min(floor(y), h - 2), min(floor(x), w - 2)
@@ -45,14 +47,15 @@ def test_the_lookup_is_exact_at_pixel_centres(stride):
     h, w = 5, 7
     maps = torch.rand(V, 3, h, w, dtype=torch.float64)
     row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    pixels = stride * torch.stack([column, row], -1).double()                          # (h, w, 2): cell (i, j) at (4j, 4i)
-    found = reprojection.lookup(maps, pixels[:, :, None].expand(h, w, V, 2), stride)   # rays and samples: rows and columns
+    pixels = stride * torch.stack([column, row], -1).double()             # (h, w, 2): cell (i, j) at (4j, 4i)
+    # rays and samples: rows and columns
+    found = reprojection.lookup(maps, pixels[:, :, None].expand(h, w, V, 2), stride)
     torch.testing.assert_close(found, maps.permute(2, 3, 0, 1), rtol=0, atol=1e-12)
 
 
 def test_the_lookup_equals_a_bilinear_loop_and_holds_the_border():
     maps = torch.rand(V, 4, 6, 8, dtype=torch.float64)
-    pixels = torch.rand(R, S, V, 2, dtype=torch.float64) * 40 - 4                      # also beyond the outermost centres
+    pixels = torch.rand(R, S, V, 2, dtype=torch.float64) * 40 - 4          # also beyond the outermost centres
     found = reprojection.lookup(maps, pixels, 4)
     assert found.shape == (R, S, V, 4)
     for r, s, v in product(range(R), range(S), range(V)):
@@ -60,18 +63,26 @@ def test_the_lookup_equals_a_bilinear_loop_and_holds_the_border():
         torch.testing.assert_close(found[r, s, v], bilinear(maps[v], x, y))
 
 
-def test_wide_maps_are_looked_up_by_rows_with_the_values_and_the_gradient_of_grid_sample():
-    """Maps of 16 or more channels take another way on a CPU than narrow ones: the same function."""
+def test_a_lookup_reads_column_u_of_row_v():
+    maps = torch.arange(12.0).view(1, 1, 3, 4)                                # 4 i + j in row i, column j
+    assert reprojection.lookup(maps, torch.tensor([[[[2.0, 1.0]]]]), 1).item() == 6
+
+
+def test_a_map_of_one_cell_is_that_cell_everywhere():
+    single = torch.rand(V, 24, 1, 1, dtype=torch.float64)
     pixels = torch.rand(R, S, V, 2, dtype=torch.float64) * 40 - 4
-    pixels[0, 0] = torch.tensor([4.0 * 7, 4.0 * 5])                                    # the last centre of all, exactly
-    upstream = torch.randn(R, S, V, 24, dtype=torch.float64)
-    maps = torch.rand(V, 24, 6, 8, dtype=torch.float64, requires_grad=True)
-    wide = reprojection.lookup(maps, pixels, 4)
-    narrow = torch.cat([reprojection.lookup(part, pixels, 4) for part in maps.split(8, dim=1)], dim=-1)
-    torch.testing.assert_close(wide, narrow)
-    torch.testing.assert_close(*(torch.autograd.grad((out * upstream).sum(), maps)[0] for out in (wide, narrow)))
-    single = torch.rand(V, 24, 1, 1, dtype=torch.float64)                              # a map of one cell is that cell everywhere
-    torch.testing.assert_close(reprojection.lookup(single, pixels, 4), single[:, :, 0, 0].expand(R, S, V, 24))
+    found = reprojection.lookup(single, pixels, 4)
+    torch.testing.assert_close(found, single[:, :, 0, 0].expand(R, S, V, 24))
+
+
+def test_the_gradient_of_a_lookup_is_finite_differences():
+    maps = torch.rand(V, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    pixels = (torch.rand(R, S, V, 2, dtype=torch.float64) * 18 - 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda m, p: reprojection.lookup(m, p, 4), (maps, pixels))
+
+
+def elu(x):
+    return torch.where(x > 0, x, x.exp() - 1)
 
 
 def test_context_equals_a_loop_over_rays_samples_and_views():
@@ -80,8 +91,7 @@ def test_context_equals_a_loop_over_rays_samples_and_views():
     module = reprojection.Reprojection().double()
     context = module(points, ORIGIN, features, images, K, c2w)
     first, second = module.L21[0], module.L21[2]
-    assert (first.in_features, first.out_features, second.out_features) == (4, 16, 32)                    # Table 8, L21
-    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)
+    assert (first.in_features, first.out_features, second.out_features) == (4, 16, 32)        # Table 8, L21
     for r, s, v in product(range(R), range(S), range(V)):
         x, y, z = c2w[v, :3, :3].T @ (points[r, s] - c2w[v, :3, 3])
         u, t = K[v, 0, 0] * x / z + K[v, 0, 2], K[v, 1, 1] * y / z + K[v, 1, 2]
@@ -94,22 +104,24 @@ def test_context_equals_a_loop_over_rays_samples_and_views():
         assert bool(context.mask[r, s, v]) == inside
         torch.testing.assert_close(context.differences[r, s, v], difference)
         torch.testing.assert_close(context.M[r, s, v], M * inside)
-        torch.testing.assert_close(context.colours[r, s, v], bilinear(images[v], float(u), float(t)) * inside)
-    assert 0.2 < context.mask.double().mean() < 0.9                                    # the loop saw both kinds
+        seen = bilinear(images[v], float(u), float(t)) * inside
+        torch.testing.assert_close(context.colours[r, s, v], seen)
+    assert 0.2 < context.mask.double().mean() < 0.9                           # the loop saw both kinds
 
 
 def test_points_behind_a_camera_are_invalid_even_where_they_project_into_the_image():
     _, features, images, K, c2w = scene()
     ahead = torch.tensor([0.2, 0.1, 2.0], dtype=torch.float64)
-    points = torch.stack([c2w[:, :3, 3] + ahead, c2w[:, :3, 3] - ahead])               # (2, V, 3): mirrored points, one pixel
+    points = torch.stack([c2w[:, :3, 3] + ahead, c2w[:, :3, 3] - ahead])      # (2, V, 3): mirrored, one pixel
     context = reproject(points, features, images, K, c2w)
     for v in range(V):
         assert context.mask[0, v, v] and not context.mask[1, v, v]
     assert (context.M[~context.mask] == 0).all() and (context.colours[~context.mask] == 0).all()
 
 
-@pytest.mark.parametrize("pixel, valid", [((-0.4, 5), True), ((-0.6, 5), False), ((31.4, 5), True), ((31.6, 5), False),
-                                          ((5, -0.4), True), ((5, -0.6), False), ((5, 23.4), True), ((5, 23.6), False)])
+@pytest.mark.parametrize("pixel, valid", [
+    ((-0.4, 5), True), ((-0.6, 5), False), ((31.4, 5), True), ((31.6, 5), False),
+    ((5, -0.4), True), ((5, -0.6), False), ((5, 23.4), True), ((5, 23.6), False)])
 def test_an_image_ends_half_a_pixel_beyond_its_outermost_centres(pixel, valid):
     _, features, images, K, c2w = scene()
     for v in range(V):
@@ -121,22 +133,41 @@ def test_an_image_ends_half_a_pixel_beyond_its_outermost_centres(pixel, valid):
 def test_points_at_a_camera_centre_or_at_infinity_give_finite_values_and_gradients():
     _, features, images, K, c2w = scene()
     features = features.requires_grad_()
-    points = torch.stack([*c2w[:, :3, 3], ORIGIN, torch.full((3,), 1e12, dtype=torch.float64)]).view(1, V + 2, 3)
+    nowhere = torch.full((3,), 1e12, dtype=torch.float64)
+    points = torch.stack([*c2w[:, :3, 3], ORIGIN, nowhere]).view(1, V + 2, 3)
     module = reprojection.Reprojection().double()
     context = module(points, ORIGIN, features, images, K, c2w)
     for x in (context.M, context.colours, context.differences):
         assert torch.isfinite(x).all()
-    assert not any(context.mask[0, v, v] for v in range(V))                            # a camera does not see its own centre
+    assert not any(context.mask[0, v, v] for v in range(V))                   # no camera sees its own centre
     context.M.square().sum().backward()
-    assert torch.isfinite(features.grad).all() and all(torch.isfinite(p.grad).all() for p in module.parameters())
+    assert torch.isfinite(features.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_a_point_that_is_no_number_is_in_no_view_and_looked_up_at_a_pixel_that_is_one(monkeypatch):
+    """After a step that was too large: grid_sample's gradient at nan is a segmentation fault."""
+    points, *rest = scene()
+    points[0, 1] = torch.nan
+    pixels, lookup = [], reprojection.lookup
+    monkeypatch.setattr(reprojection, "lookup", lambda maps, at, n: pixels.append(at) or lookup(maps, at, n))
+    context = reproject(points, *rest)
+    assert not context.mask[0, 1].any() and context.mask.any()
+    assert len(pixels) == 2 and all(torch.isfinite(at).all() for at in pixels)
 
 
 def test_direction_differences_of_a_right_angle_by_hand():
     point = torch.tensor([[[1.0, 0.0, 2.0]]])
     query, sources = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([[-3.0, 0.0, 2.0], [1.0, 0.0, -5.0]])
-    found = reprojection.direction_differences(point[:, :, None], query, sources)
-    expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])                           # +x against +z; the same direction
+    found = reprojection.direction_differences(point, query, sources)
+    expected = torch.tensor([[1.0, 0, -1, 0], [0, 0, 0, 1]])               # +x against +z; the same direction
     torch.testing.assert_close(found[0, 0], expected)
+
+
+def test_the_difference_is_the_sources_direction_minus_the_querys_each_of_length_one():
+    point, query = torch.tensor([[[0.0, 0.0, 4.0]]]), torch.zeros(3)          # far and near: lengths cancel
+    found = reprojection.direction_differences(point, query, torch.tensor([[-7.0, 0.0, 4.0]]))
+    assert found.flatten().tolist() == [1, 0, -1, 0]
 
 
 def test_all_views_at_once_equal_one_view_at_a_time():
@@ -149,12 +180,6 @@ def test_all_views_at_once_equal_one_view_at_a_time():
     assert together.mask.any()
 
 
-def test_lookup_finds_cells_whose_number_no_float_holds():
-    maps, pixels = torch.zeros(2, 1, 3001, 3001), torch.tensor([[2999.25, 3000.0], [3000.0, 2998.5]])      # 18 million cells
-    maps[1, 0, 3000, 2999:], maps[1, 0, 2998:3000, 3000] = torch.tensor([1.0, 5.0]), torch.tensor([7.0, 9.0])
-    assert torch.equal(reprojection.lookup(maps, pixels, 1, torch.tensor([1, 1])), torch.tensor([[2.0], [8.0]]))
-
-
 def test_gradients_reach_the_features_of_valid_views_and_the_direction_mlp():
     points, features, images, K, c2w = scene()
     module = reprojection.Reprojection().double()
@@ -165,18 +190,10 @@ def test_gradients_reach_the_features_of_valid_views_and_the_direction_mlp():
     assert all((p.grad != 0).any() for p in module.parameters())
 
 
-def test_packed_is_what_the_mask_leaves_of_the_context_in_value_and_gradient():
-    points, features, images, K, c2w = scene()
-    points[0, 1], points[1] = torch.tensor([0.0, 0.0, -3.0]), torch.tensor([9.0, 0.0, 1.0])        # a sample, a ray that no view sees
-    module, found = reprojection.Reprojection().double(), []
-    for packed in (False, True):
-        module.zero_grad()
-        leaf = features.clone().requires_grad_()
-        context = module(points, ORIGIN, leaf, images, K, c2w, packed=packed)
-        M = context.M if packed else context.M[context.mask]
-        (M * torch.linspace(-1, 1, M.numel(), dtype=torch.float64).view(M.shape)).sum().backward()
-        differences, colours = (x if packed else x[context.mask] for x in (context.differences, context.colours))
-        found.append([M.detach(), differences, context.mask, colours, leaf.grad] + [p.grad.clone() for p in module.parameters()])
-    assert 0 < found[0][2].sum() < found[0][2].numel() and found[1][0].shape == (found[0][2].sum(), 32)
-    for dense, packed in zip(*found):
-        torch.testing.assert_close(packed, dense)
+def test_colour_false_leaves_the_colours_out_and_nothing_else():
+    points, *rest = scene()
+    module = reprojection.Reprojection().double()
+    full, light = (module(points, ORIGIN, *rest, colour=colour) for colour in (True, False))
+    assert light.colours is None and full.colours.shape == (R, S, V, 3)
+    for name in ("M", "differences", "mask"):
+        assert torch.equal(getattr(light, name), getattr(full, name))

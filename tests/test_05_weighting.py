@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-weighting = import_module("05_weighting")
+weighting, training = import_module("05_weighting"), import_module("07_train")
 R, S, V, C = 2, 5, 6, 32
 TAUS = [0.05, 0.3, 0.7, 0.95, 1.0]
 
@@ -22,19 +22,23 @@ def first(m):
 
 
 def by_bisection(scores, tau):
-    """Projection of scores (m,) onto C(tau): the multiplier of the sum, found by halving 200 times, in plain Python."""
+    """Projection of scores (m,) onto C(tau): the multiplier of the sum, found by halving 200 times, in plain
+    Python."""
     m = len(scores)
     low, high = tau / m, 1 / (tau * m)
-    clamped = lambda shift: [min(max(x - shift, low), high) for x in scores]
+
+    def clamped(shift):
+        return [min(max(x - shift, low), high) for x in scores]
     a, b = min(scores) - high - 1, max(scores) - low + 1
     for _ in range(200):
         a, b = ((a + b) / 2, b) if sum(clamped((a + b) / 2)) > 1 else (a, (a + b) / 2)
     return torch.tensor(clamped((a + b) / 2), dtype=torch.float64)
 
 
-# scores of every kind: plain, a distribution, ties, all the same, all 0, one against the rest, large, negative (kinds, V)
+# (kinds, V): plain, a distribution, ties, all the same, all 0, one against the rest, large, negative
 SCORES = torch.stack([
-    uniform(V), uniform(V, seed=1) / uniform(V, seed=1).sum(), torch.tensor([2.0, 5, 2, 5, 2, 5]).double() / 10,
+    uniform(V), uniform(V, seed=1) / uniform(V, seed=1).sum(),
+    torch.tensor([2.0, 5, 2, 5, 2, 5]).double() / 10,
     torch.ones(V).double() / 3, torch.zeros(V).double(), torch.tensor([0.0, 1, 0, 0, 0, 0]).double(),
     1e4 * uniform(V, seed=2), -3 * uniform(V, seed=3)])
 
@@ -110,7 +114,10 @@ def test_the_gradient_equals_finite_differences_away_from_kinks(m):
     tau, mask = 0.5, first(m)
     scores = smooth(m, mask, tau)
     assert len(scores) == 8
-    torch.autograd.gradcheck(lambda x: weighting.project_onto_C(x, mask.expand_as(x), tau), scores.requires_grad_())
+
+    def project(x):
+        return weighting.project_onto_C(x, mask.expand_as(x), tau)
+    assert torch.autograd.gradcheck(project, scores.requires_grad_())
 
 
 def test_views_inside_the_bounds_get_a_gradient_and_views_on_a_bound_get_none():
@@ -138,7 +145,7 @@ def test_tau_outside_its_range_is_refused(tau):
         weighting.project_onto_C(uniform(2, V), torch.ones(2, V, dtype=torch.bool), tau)
 
 
-# ---------------------------------------------------------------------------------------------------- scores to semantic ray
+# ------------------------------------------------------------------------------------- scores to semantic ray
 
 def test_view_weights_project_the_scores_divided_by_their_valid_sum():
     scores, mask = uniform(R, S, V), uniform(R, S, V, seed=1) < 0.6
@@ -183,16 +190,19 @@ def test_permuting_views_permutes_the_weights():
     assert (w - w[..., order]).abs().max() > 0.01
 
 
+def elu(x):
+    return torch.where(x > 0, x, x.exp() - 1)
+
+
 def test_the_weight_network_is_table_10_with_37_inputs():
     net = network()
     linear = [layer for layer in net.L2 if isinstance(layer, torch.nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(37, 16), (16, 8), (8, 1)]
     inputs = [x.clone().requires_grad_() for x in INPUTS]
     (net(*inputs, torch.ones(R, S, V, dtype=torch.bool)) * uniform(R, S, V)).sum().backward()
-    for x in inputs:                                                                   # context, directions, visibility count
+    for x in inputs:                                                          # all 37 count
         assert (x.grad.flatten(0, 2).abs().sum(0) > 0).all()
-    elu = lambda x: torch.where(x > 0, x, x.exp() - 1)
-    linear[2].weight.data *= 20                                                        # so that views differ and bounds bind
+    linear[2].weight.data *= 20                                            # so that views differ, bounds bind
     w = net(*INPUTS, torch.ones(R, S, V, dtype=torch.bool)).detach()
     for r, s in product(range(R), range(S)):
         scores = []
@@ -200,42 +210,18 @@ def test_the_weight_network_is_table_10_with_37_inputs():
             x = torch.cat([x[r, s, v] for x in INPUTS])
             x = elu(linear[1].weight @ elu(linear[0].weight @ x + linear[0].bias) + linear[1].bias)
             scores.append((linear[2].weight @ x + linear[2].bias).sigmoid().item())
-        expected = by_bisection([x / sum(scores) for x in scores], 0.7)                # the paper's tau by default: 0.7
+        expected = by_bisection([x / sum(scores) for x in scores], 0.7)       # Table 4's best, by default
         torch.testing.assert_close(w[r, s], expected, rtol=0, atol=1e-9)
 
 
 def test_the_semantic_ray_is_the_weighted_sum_over_views():
     w, refined = uniform(R, S, V), uniform(R, S, V, C, seed=1)
-    ray = weighting.semantic_ray(w, refined, torch.ones(R, S, V, dtype=torch.bool))
+    ray = weighting.semantic_ray(w, refined)
     assert ray.shape == (R, S, C)
     for r, s, c in product(range(R), range(S), range(C)):
-        assert float(ray[r, s, c]) == pytest.approx(sum(float(w[r, s, v] * refined[r, s, v, c]) for v in range(V)))
+        expected = sum(float(w[r, s, v] * refined[r, s, v, c]) for v in range(V))
+        assert float(ray[r, s, c]) == pytest.approx(expected)
 
 
-def test_packed_tokens_give_the_same_weights_sums_and_semantic_ray_in_value_and_gradient():
-    torch.manual_seed(0)
-    net, found = weighting.WeightNetwork().double(), []
-    mask = uniform(R, S, V, seed=5) < 0.6
-    mask[0, 0], mask[0, 1], mask[1, 2] = False, True, False                            # samples without any view, first and last too
-    mask[-1, -1] = False
-    M, refined, differences, visibility = (uniform(R, S, V, K, seed=i) for i, K in enumerate((C, C, 4, 1)))
-    for packed in (False, True):
-        net.zero_grad()
-        inputs = [(x[mask] if packed else x * mask[..., None]).requires_grad_() for x in (M, refined, differences, visibility)]
-        w = net(inputs[0], *inputs[2:], mask)
-        ray, total = weighting.semantic_ray(w, inputs[1], mask), weighting.sum_over_views(inputs[1], mask)
-        (ray.square().sum() + total.square().sum()).backward()
-        grads = [x.grad if packed else x.grad[mask] for x in inputs]
-        found.append([w, ray, total, *grads, *(p.grad.clone() for p in net.parameters())])
-    for dense, packed in zip(*found):
-        torch.testing.assert_close(packed, dense)
-    assert found[1][1][0, 0].abs().max() == 0 and found[1][3].abs().max() > 0
-
-
-def test_the_sums_of_runs_have_the_gradient_of_their_rows():
-    lengths = torch.tensor([0, 2, 0, 1, 3, 0])
-    x = uniform(6, 4).requires_grad_()
-    out = weighting.SumOfRuns.apply(x, lengths)
-    expected = [part.sum(0) for part in x.split(lengths.tolist())]
-    torch.testing.assert_close(out, torch.stack(expected))
-    assert torch.autograd.gradcheck(lambda x: weighting.SumOfRuns.apply(x, lengths), x)
+def test_the_class_builds_by_default_what_the_settings_default_to():
+    assert weighting.WeightNetwork().tau == training.Config().tau == 0.7

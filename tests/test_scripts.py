@@ -12,15 +12,16 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("scripts")                                 # shared: the example room is made once
+    return tmp_path_factory.mktemp("scripts")                                 # the example room is made once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script, words", [
     ("00_rooms.py", ["share of pixels", "ms per"]),
-    ("01_data.py", ["images", "One fact", "seen by some source view"]),
+    ("01_data.py", ["images", "One fact", "see it"]),
     ("02_encoder.py", ["L19  Conv 1x1", "2,026,288", "One fact"]),
     ("03_reprojection.py", ["L21  MLP (Input 2)", "One fact"]),
-    ("04_cra.py", ["L6", "One fact", "36,864 against 262,144"]),
+    ("04_cra.py", ["L6", "One fact", "36,864", "262,144"]),
     ("05_weighting.py", ["eq.3", "One fact"]),
     ("06_geometry_render.py", ["L11", "One fact", "weights sum to 1.000"]),
 ])

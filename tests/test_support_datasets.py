@@ -183,3 +183,21 @@ def test_replica_that_is_not_there_is_told_how_to_come(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="python -m tools.import_scenes FOLDER --out data/replica"):
         find("replica")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "it has none, there are scene0001_00"), ("# only a remark\n", "it has none"),
+    ("train SCENE0001\n", "it has SCENE0001, there are scene0001_00 .letter case counts"),
+    ("train other\ntest more\n", "it has other, more, there are")])
+def test_a_split_that_names_no_scene_says_what_is_there(box_copy, text, words):
+    (box_copy.parent / "split.txt").write_text(text)
+    with pytest.raises(DataError, match=f"split.txt: names none of the scenes .*{words}"):
+        find(str(box_copy.parent))
+
+
+def test_a_split_without_training_scenes_is_one_for_evaluation_alone(box_copy):
+    (box_copy.parent / "split.txt").write_text("test scene0001_00\n")
+    dataset = find(str(box_copy.parent))
+    assert (dataset.train, dataset.test) == ([], ["scene0001_00"])
+    with pytest.raises(DataError, match="no scene to train on; .* there are scene0001_00; .*--scenes"):
+        datasets.check_training(dataset)

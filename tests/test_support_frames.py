@@ -1,7 +1,10 @@
 """support/frames.py: a scene's files, the frames that are left out, the cache, and what bad input ends in."""
+import os
 import pickle
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from support import frames as store
 from support.files import DataError
@@ -273,3 +277,91 @@ def test_packed_frames_come_apart_as_they_were():
     assert packed.shape == (3, 5, 6) and packed.dtype == np.uint8
     for got, want in zip(store.unpack(packed[None]), (colour, labels, depth)):
         assert got.dtype == want.dtype and np.array_equal(got[0], want)
+
+
+# ------------------------------------------------------------- what a decoded frame depends on; silent errors
+
+def all_walls(folder):
+    lines = (folder.parent / LABELS_TSV).read_text().replace("\t9\n", "\t1\n").replace("\t39\n", "\t1\n")
+    (folder.parent / LABELS_TSV).write_text(lines)
+
+
+def move(kind, column):
+    def act(folder):
+        path = folder / "intrinsic" / f"intrinsic_{kind}.txt"
+        K = np.loadtxt(path)
+        K[0, 2] += column
+        np.savetxt(path, K)
+    return act
+
+
+@pytest.mark.parametrize("change", [all_walls, move("depth", 6), move("color", 4)])
+def test_a_frame_is_decoded_again_where_anything_that_it_depends_on_changes(box_copy, tmp_path, change):
+    before = data.Scene(box_copy, 48, 64, tmp_path / "cache").load(3)
+    change(box_copy)
+    after = data.Scene(box_copy, 48, 64, tmp_path / "cache").load(3)
+    assert not np.array_equal(before, after)
+    assert np.array_equal(after, data.Scene(box_copy, 48, 64, tmp_path / "fresh").load(3))
+
+
+@pytest.mark.parametrize("make", ["mkfifo", "big"])
+def test_what_is_no_frame_in_the_cache_is_neither_waited_for_nor_read(box_folder, tmp_path, make):
+    scene = data.Scene(box_folder, 24, 32, cache=tmp_path)
+    good, (file,) = scene.load(0), scene.cache.iterdir()
+    file.unlink()
+    if make == "mkfifo":
+        os.mkfifo(file)
+        with pytest.raises(DataError, match="cannot write the cache .not a file"):     # and never replaced
+            scene.load(0)
+    else:
+        with open(file, "wb") as sparse:
+            sparse.truncate(3 * 2 ** 30)
+        assert np.array_equal(scene.load(0), good) and file.stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: (x // 256).astype(np.uint8), lambda x: x[::2, ::2], lambda x: np.repeat(x, 2, 1)])
+def test_depth_of_other_bits_or_of_another_size_than_its_camera_is_refused(box_copy, tmp_path, change):
+    for path in (box_copy / "depth").iterdir():
+        iio.imwrite(path, change(iio.imread(path)))
+    with pytest.raises(DataError, match="16 bits|intrinsic_depth|another image size"):
+        data.Scene(box_copy, 48, 64, tmp_path / "cache").views([0])
+
+
+@pytest.mark.parametrize("kind", ["depth", "label-filt"])
+def test_a_map_that_is_jpg_inside_is_refused(box_copy, tmp_path, kind):
+    path = box_copy / kind / "2.png"
+    iio.imwrite(path, iio.imread(path).astype(np.uint8), extension=".jpg")
+    with pytest.raises(DataError, match=f"{kind}/2.png: .*not a png"):
+        data.Scene(box_copy, 48, 64, tmp_path / "cache").views([0])
+
+
+def test_photographs_in_print_colours_are_read_rightly(box_copy, tmp_path):
+    before = data.Scene(box_copy, 48, 64, tmp_path / "a").views([0]).images
+    path = box_copy / "color/2.jpg"
+    Image.open(path).convert("CMYK").save(path, quality=98, subsampling=0)
+    after = data.Scene(box_copy, 48, 64, tmp_path / "b").views([0]).images
+    assert float((before - after).abs().mean()) < 0.02
+
+
+def test_pixels_that_are_decoded_at_a_time_have_a_bound_whatever_the_number_of_threads():
+    memory, now, most = store.Memory(100), [], []
+
+    def work(pixels):
+        with memory.share(pixels):
+            now.append(pixels)
+            most.append((sum(now), len(now)))
+            time.sleep(0.002)
+            now.remove(pixels)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(work, [60, 30, 10, 500, 40, 40, 1, 100, 20] * 6))       # 500: alone, but not never
+    assert all(count == 1 or pixels <= 100 for pixels, count in most) and memory.left == 100
+    assert max(count for _, count in most) > 1
+
+
+def test_a_decoded_frame_takes_its_share_of_memory_by_its_largest_image(box_copy, tmp_path, monkeypatch):
+    iio.imwrite(box_copy / "label-filt/2.png", np.ones((96, 128), np.uint16))
+    asked, share = [], store.MEMORY.share
+    monkeypatch.setattr(store.MEMORY, "share", lambda pixels: asked.append(pixels) or share(pixels))
+    data.Scene(box_copy, 24, 32, tmp_path / "cache").views([0, 0])
+    assert asked == [96 * 128]                                                # and once: then it is cached

@@ -1,4 +1,6 @@
 """support/labels.py: ScanNet's classes and table, class lists of other data."""
+import os
+
 import numpy as np
 import pytest
 
@@ -50,3 +52,24 @@ def test_two_label_sets_are_told_apart_in_one_clause():
     assert labels.other_classes(labels.SCANNET, given) == (
         "the checkpoint knows 20 classes (wall, floor, cabinet ...), the scenes are labelled with 2 classes "
         "(rug, vase ...)")
+
+
+@pytest.mark.parametrize("text", ["1,a\x07b,#000000", "1," + "x" * 200 + ",#000000", '1,"a\nb",#000000',
+                                  "1, ,#000000"])
+def test_the_name_of_a_class_is_a_line_of_text(tmp_path, text):
+    (tmp_path / "classes.csv").write_text("id,name,colour\n" + text + "\n")
+    with pytest.raises(DataError, match="classes.csv"):
+        labels.read_classes(tmp_path / "classes.csv")
+
+
+def test_a_class_list_may_begin_with_the_mark_of_utf8(tmp_path):
+    (tmp_path / "classes.csv").write_bytes("\ufeffid,name,colour\r\n1,Tür $x$,#000000\r\n".encode())
+    assert labels.read_classes(tmp_path / "classes.csv")[0].names == ["Tür $x$"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+def test_a_pipe_in_place_of_a_class_list_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "classes.csv")
+    for read in (labels.classes_of, labels.table_of):
+        with pytest.raises(DataError, match="classes.csv: cannot be read .not a file"):
+            read(tmp_path)

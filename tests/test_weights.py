@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-rooms, data, training, evaluation = (import_module(name) for name in ("00_rooms", "01_data", "07_train", "08_eval"))
+rooms, data, training, evaluation = (import_module(name) for name in (
+    "00_rooms", "01_data", "07_train", "08_eval"))
 ROOT = Path(__file__).parents[1]
 WEIGHTS, CARD = ROOT / "weights" / "sray_rooms.pt", (ROOT / "weights" / "README.md").read_text()
 
 
 def card(name: str) -> list[str]:
     """The cells of the card's row that begins with this name."""
-    return [cell.strip(" `") for cell in re.search(rf"^\| {re.escape(name)} \|(.*)\|$", CARD, flags=re.M)[1].split("|")]
+    row = re.search(rf"^\| {re.escape(name)} \|(.*)\|$", CARD, flags=re.M)[1]
+    return [cell.strip(" `") for cell in row.split("|")]
 
 
 def test_the_file_is_the_cards_and_small():
@@ -24,31 +26,36 @@ def test_the_file_is_the_cards_and_small():
 
 def test_it_loads_as_weights_only_and_says_how_it_was_trained():
     state = torch.load(WEIGHTS, weights_only=True)
-    assert set(state) == {"model", "config", "classes", "step", "run"} and {x.dtype for x in state["model"].values()} == {torch.float16}
-    assert card("training") == [state["run"]["command"]] and card("steps") == [str(state["step"])]
-    assert card("seed") == [str(state["config"]["seed"])] and card("time") == [f"{state['run']['seconds']:.0f} s of training"]
+    assert set(state) == {"model", "config", "classes", "step", "run"}
+    assert {x.dtype for x in state["model"].values()} == {torch.float16}
+    run = state["run"]
+    assert card("training") == [run["command"]] and card("steps") == [str(state["step"])]
+    assert card("seed") == [str(state["config"]["seed"])]
+    assert card("time") == [f"{run['seconds']:.0f} s of training"]
     model, _ = training.load_checkpoint(WEIGHTS)
     assert {x.dtype for x in model.state_dict().values()} == {torch.float32}
-    assert (model.config.chunk, model.config.piece, model.config.workers) == (0, 0, 0)                 # the reader's machine decides
 
 
+@pytest.mark.slow
 def test_it_reaches_nine_tenths_of_the_cards_miou_on_two_unseen_rooms(tmp_path):
     model, state = training.load_checkpoint(WEIGHTS)
-    config, names = model.config, rooms.make_rooms(tmp_path / "rooms", [9000, 9001], frames=24, width=320, height=240)
+    config, names = model.config, rooms.make_rooms(tmp_path / "rooms", [9000, 9001], width=320, height=240)
     assert not set(names) & set(state["run"]["train"])
-    every = round(config.height * config.width / 200) | 1                     # some 200 pixels of each view, an odd number apart
-    confusion = 0
+    every = round(config.height * config.width / 200) | 1  # some 200 pixels of a view, an odd number apart
+    pixels, confusion = data.pixel_grid(config.height, config.width)[::every], 0
     for name in names:
         scene = data.Scene(tmp_path / "rooms" / name, config.height, config.width, cache=tmp_path / "cache")
         truth = scene.views(data.protocol(scene)[2])
-        pixels = data.pixel_grid(config.height, config.width)[::every]
         with torch.no_grad():
             sources = model.eval().encode(scene.views(data.protocol(scene)[0]))
             for view in range(4):
-                logits = torch.cat([model(sources, some, truth.K[view], truth.c2w[view], fine_only=True)["fine"]["logits"]
-                                    for some in pixels.split(128)])
-                confusion = confusion + evaluation.confusion_matrix(logits.argmax(-1), truth.labels[view].flatten()[::every], 20)
-    assert evaluation.label_metrics(confusion)["miou"] >= 0.9 * float(card("room9000_00 and room9001_00 alone")[0])
+                parts = [model(sources, some, truth.K[view], truth.c2w[view], fine_only=True)["fine"]
+                         for some in pixels.split(128)]
+                labels = torch.cat([part["logits"] for part in parts]).argmax(-1)
+                known = truth.labels[view].flatten()[::every]
+                confusion = confusion + evaluation.confusion_matrix(labels, known, 20)
+    figure = float(card("room9000_00 and room9001_00 alone")[0])
+    assert evaluation.label_metrics(confusion)["miou"] >= 0.9 * figure
 
 
 @pytest.mark.parametrize("row", ["10 unseen rooms, seeds 9000 to 9009", "room9000_00 and room9001_00 alone"])

@@ -1,0 +1,100 @@
+"""A plane sweep: how far away is what the photographs show, told by the photographs themselves.
+
+A ray of one view is followed from near to far. At each depth the neighbouring views say which colour they see
+there. Where it is the surface's depth they agree; elsewhere they see different things. Only rays on which one
+depth agrees far better than all others count: a blank wall says nothing.
+
+Lengths are in the capture's own unit. Dimension key: R rays, D depths, V neighbours, P pixels of a patch.
+Test: pytest tests/test_support_sweep.py
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+VIEWS, RAYS, NEIGHBOURS, DEPTHS, SIDE = 10, 300, 8, 160, 160
+# around a ray's pixel; patches are told apart where single pixels are not
+PATCH = torch.tensor([(0, 0), (3, 0), (-3, 0), (0, 3), (0, -3), (2, 2), (-2, 2), (2, -2), (-2, -2)])
+
+
+def measured_depths(images: list[np.ndarray], K: np.ndarray, c2w: np.ndarray) -> np.ndarray:
+    """N images (H, W, 3) uint8 of one camera K (3, 3), poses c2w (N, 4, 4) -> depths of the rays on which the
+    views agree, of at most VIEWS views (M,). Few or none where there is no texture or no parallax."""
+    c2w = torch.from_numpy(c2w).float()
+    radius = float((c2w[:, :3, 3] - c2w[:, :3, 3].mean(0)).norm(dim=1).max())
+    if len(images) < 5 or radius < 1e-6:
+        return np.zeros(0)
+    small, K = reduced(images, torch.from_numpy(K).float())                  # (N, 3, h, w)
+    depths = torch.from_numpy(np.geomspace(0.03 * radius, 60 * radius, DEPTHS)).float()       # (D,)
+    generator, found = torch.Generator().manual_seed(0), []
+    for view in np.unique(np.linspace(0, len(images) - 1, VIEWS).round().astype(int)).tolist():
+        h, w = small.shape[-2:]
+        pixels = torch.rand(RAYS, 2, generator=generator) * torch.tensor([w - 9.0, h - 9.0]) + 4
+        found.append(depths[agreeing(view, pixels, depths, small, K, c2w)])
+    return torch.cat(found).numpy()
+
+
+def reduced(images: list[np.ndarray], K: Tensor) -> tuple[Tensor, Tensor]:
+    """The images at most SIDE pixels wide or high, (N, 3, h, w) in 0 .. 255, and their K."""
+    h, w = images[0].shape[:2]
+    f = min(1.0, SIDE / max(h, w))
+    new = round(f * h), round(f * w)
+    stack = [F.interpolate(torch.from_numpy(image).permute(2, 0, 1)[None].float(), size=new, mode="bilinear",
+                           antialias=True, align_corners=False) for image in images]
+    K = K.clone()
+    for axis, factor in ((0, new[1] / w), (1, new[0] / h)):
+        K[axis, :2] *= factor
+        K[axis, 2] = (K[axis, 2] + 0.5) * factor - 0.5
+    return torch.cat(stack), K
+
+
+def neighbours(view: int, c2w: Tensor) -> list[int]:
+    """Views that look the same way from elsewhere: NEIGHBOURS of the nearest, spread over twice as many."""
+    distance = (c2w[:, :3, 3] - c2w[view, :3, 3]).norm(dim=1)
+    cosine = c2w[:, :3, 2] @ c2w[view, :3, 2]
+    apart = distance > 0.01 * distance.max()
+    order = torch.argsort(distance + (1 - cosine) * distance.max())
+    near = [i for i in order.tolist() if apart[i] and cosine[i] > 0.5][:2 * NEIGHBOURS]
+    return near[::2] if len(near) >= 2 * NEIGHBOURS else near[:NEIGHBOURS]
+
+
+def agreeing(view: int, pixels: Tensor, depths: Tensor, images: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
+    """Rays of a view, pixels (R, 2) -> for those whose depth is told, its index in depths (D,)."""
+    others = neighbours(view, c2w)
+    if len(others) < 3:
+        return torch.zeros(0, dtype=torch.long)
+    patch = pixels[:, None] + PATCH                                           # (R, P, 2)
+    own = sampled(images[view], patch.flatten(0, 1)).view(3, *patch.shape[:2])                # (3, R, P)
+    costs = torch.stack([difference(patch, own, depths, images[i], K, c2w[view], c2w[i]) for i in others])
+    seen = costs.isfinite().sum(0)                                            # (V, R, D) -> (R, D)
+    half = costs.sort(0).values[:max(3, len(others) // 2)]                    # half may be hidden from it
+    mean = torch.where(half.isfinite(), half, 0).sum(0) / half.isfinite().sum(0).clamp(min=1)
+    cost = torch.where(seen >= 3, mean, torch.inf)                            # (R, D)
+    best, index = cost.min(1)                                                 # (R,)
+    far_off = (depths[None] / depths[index][:, None]).log().abs() > 0.2       # (R, D)
+    other = torch.where(far_off, cost, torch.inf).min(1).values               # the best of all other depths
+    inner = (index > 1) & (index < len(depths) - 2)
+    return index[inner & (best < 12) & (other > 1.6 * best + 4) & (cost.isfinite().sum(1) > 20)]
+
+
+def difference(patch: Tensor, own: Tensor, depths: Tensor, image: Tensor, K: Tensor, view: Tensor,
+               other: Tensor) -> Tensor:
+    """Patches (R, P, 2) of a view with colours own (3, R, P), seen at depths (D,) by another: mean absolute
+    difference of colour (R, D); inf where a patch is outside its image."""
+    (R, P, _), D, (h, w) = patch.shape, len(depths), image.shape[-2:]
+    rays = torch.cat([patch, torch.ones(R, P, 1)], 2) @ (view[:3, :3] @ torch.linalg.inv(K)).T
+    points = view[:3, 3] + depths[None, :, None, None] * rays[:, None]        # (R, D, P, 3)
+    uvz = (points - other[:3, 3]) @ other[:3, :3] @ K.T
+    z = uvz[..., 2]
+    uv = uvz[..., :2] / z.clamp(min=1e-6)[..., None]                          # (R, D, P, 2)
+    inside = (z > 1e-6) & (uv >= 0).all(-1) & (uv[..., 0] <= w - 1) & (uv[..., 1] <= h - 1)
+    there = sampled(image, uv.reshape(-1, 2)).view(3, R, D, P)
+    cost = (there - own[:, :, None]).abs().mean((0, 3))                       # (R, D)
+    return torch.where(inside.all(-1), cost, torch.inf)
+
+
+def sampled(image: Tensor, pixels: Tensor) -> Tensor:
+    """Bilinear colours of image (3, h, w) at pixels (M, 2) -> (3, M)."""
+    h, w = image.shape[-2:]
+    grid = 2 * pixels / torch.tensor([w - 1.0, h - 1.0]) - 1
+    return F.grid_sample(image[None], grid[None, None], align_corners=True)[0, :, 0]

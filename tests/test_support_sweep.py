@@ -1,0 +1,42 @@
+"""support/sweep.py and support/near_far.py: depths told by photographs, against depths that are known."""
+from importlib import import_module
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from support import near_far, sweep
+
+rooms = import_module("00_rooms")
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    root = tmp_path_factory.mktemp("rooms")
+    return root / rooms.make_rooms(root, [5], frames=24, width=160, height=120, workers=1)[0]
+
+
+@pytest.mark.slow
+def test_the_sweep_measures_a_rooms_depths(room):
+    K = np.loadtxt(room / "intrinsic/intrinsic_color.txt")[:3, :3]
+    c2w = np.stack([np.loadtxt(room / f"pose/{i}.txt") for i in range(24)])
+    depth = np.stack([iio.imread(room / f"depth/{i}.png") for i in range(24)]) / 1000
+    found = near_far.swept(room, c2w, K)
+    low, high = np.percentile(depth[depth > 0], (1, 99))
+    assert 0.35 * low < found.near < 0.7 * low and 1.3 * high < found.far < 1.8 * high
+    assert "measured" in found.why
+    again = near_far.swept(room, np.block([[c2w[:, :3, :3], 10 * c2w[:, :3, 3:]], [c2w[:, 3:]]]), K)
+    assert again.near == pytest.approx(10 * found.near, rel=1e-3)             # the unit does not matter
+    assert again.far == pytest.approx(10 * found.far, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_blank_photographs_and_cameras_in_one_place_tell_nothing(room):
+    K = np.loadtxt(room / "intrinsic/intrinsic_color.txt")[:3, :3]
+    c2w = np.stack([np.loadtxt(room / f"pose/{i}.txt") for i in range(24)])
+    blank = [np.full((60, 80, 3), 90, np.uint8)] * 24
+    assert len(sweep.measured_depths(blank, K, c2w)) == 0
+    assert len(sweep.measured_depths(blank, K, c2w[:1].repeat(24, 0))) == 0
+    assert len(sweep.measured_depths(blank[:3], K, c2w[:3])) == 0
+    noise = np.random.default_rng(0).integers(0, 256, (24, 60, 80, 3)).astype(np.uint8)
+    assert len(sweep.measured_depths(list(noise), K, c2w)) < 5

@@ -1,0 +1,69 @@
+"""tools/export.py: a run's weights in half precision, without the optimiser."""
+import hashlib
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from support.files import DataError
+from support.runs import write_state
+from tools.export import export
+
+training = import_module("07_train")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of seven steps."""
+    torch.manual_seed(0)
+    model = training.SRay(training.Config(height=48, width=64))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimiser = torch.optim.Adam(model.parameters())
+    optimiser.step()
+    write_state(tmp_path / "run" / "checkpoint.pt", {
+        "model": model.state_dict(), "optimiser": optimiser.state_dict(), "config": vars(model.config),
+        "classes": model.classes._asdict(), "step": 7, "run": {"train": ["a"], "test": ["b"]}})
+    return tmp_path / "run"
+
+
+def test_exported_weights_are_the_run_in_half_precision_without_the_optimiser(run, tmp_path):
+    given, made = run / "checkpoint.pt", tmp_path / "weights" / "small.pt"
+    export(given, made)
+    whole, small = (torch.load(path, weights_only=True) for path in (given, made))
+    assert set(small) == {"model", "config", "classes", "step", "run"}
+    assert all(small[key] == whole[key] for key in ("config", "classes", "step"))
+    assert small["run"].items() >= whole["run"].items()
+    model, _ = training.load_checkpoint(made)
+    for name, x in model.state_dict().items():
+        assert x.dtype == torch.float32 and torch.equal(x, whole["model"][name].half().float())
+    assert made.stat().st_size < given.stat().st_size / 5
+
+
+def test_what_is_no_checkpoint_is_not_exported(run, tmp_path):
+    (run / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(DataError, match="not a checkpoint"):
+        export(run / "checkpoint.pt", tmp_path / "small.pt")
+    assert not (tmp_path / "small.pt").exists()
+
+
+def test_the_runs_own_checkpoint_is_not_written_over(run):
+    before = (run / "checkpoint.pt").read_bytes()
+    with pytest.raises(DataError, match="the run's own checkpoint"):
+        export(run / "checkpoint.pt", run / "../run/checkpoint.pt")
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_the_command_says_size_step_and_digest_and_the_file_cannot_be_resumed(run, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "tools.export", "run", "given/checkpoint.pt"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "given" / "checkpoint.pt").read_bytes()
+    assert done.stdout == (f"given/checkpoint.pt: {len(content) / 1e6:.2f} MB, step 7, "
+                           f"sha256 {hashlib.sha256(content).hexdigest()}\n")
+    done = subprocess.run([sys.executable, training.__file__, "--resume", "--out", "given"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and "--finetune" in done.stderr and len(done.stderr.splitlines()) == 1
