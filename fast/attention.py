@@ -13,7 +13,7 @@ length instead of one of full length 24% and 12%; short sequences like long ones
 measure: python -m tools.benchmark --tried.
 
 Dimension key: T tokens, P rows (tokens and padding), b sequences of a block, n tokens of each (s queries, t
-keys), C channels, A heads, D head dim.     Test: pytest tests/test_fast_packed.py
+keys), C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
 """
 import math
 from importlib import import_module

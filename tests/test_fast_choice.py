@@ -15,7 +15,7 @@ from fast.packed import PackedLevel
 from fast.step import StepOnCores
 from support.files import DataError
 
-cra, training = import_module("04_cra"), import_module("07_train")
+data, cra, training = (import_module(name) for name in ("01_data", "04_cra", "07_train"))
 ROOT = Path(__file__).parents[1]
 
 
@@ -93,6 +93,47 @@ def test_an_edited_step_of_the_lesson_runs(monkeypatch, capsys, model):
     edited.__module__ = right.__module__
     _, step = fast.faster(model, edited, args())
     assert step is edited and "running the plain path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module, name", [("GeometryNetwork", "L8"), ("GeometryNetwork", "blend"),
+                                          ("WeightNetwork", "L2")])
+def test_an_edit_that_renames_what_fast_relies_on_runs_plain(monkeypatch, capsys, module, name):
+    lesson = {"GeometryNetwork": training.geometry, "WeightNetwork": training.weighting}[module]
+
+    class Renamed(getattr(lesson, module)):
+        """The lesson's, a layer of it under another name: the old one reads as missing."""
+        def __init__(self, *a, **k):
+            super().__init__(*a, **k)
+            self.layer = self._modules.pop(name)
+
+        def forward(self, *inputs):
+            self.__dict__[name] = self.layer
+            try:
+                return super().forward(*inputs)
+            finally:
+                del self.__dict__[name]
+    monkeypatch.setattr(lesson, module, Renamed)
+    model = training.SRay(training.Config(coarse=5, fine=4))
+    ours, step = fast.faster(model, training.training_step, args())
+    assert type(ours.fine) is training.Level and step is training.training_step
+    assert capsys.readouterr().out == "02-06 and fast/ differ: running the plain path\n"
+    with pytest.raises(DataError, match="--fast true: 02-06 and fast/ differ"):
+        fast.renderer(model, args("true"))
+
+
+def test_an_edited_forward_or_rendering_of_the_lesson_runs(monkeypatch, capsys, model):
+    right = training.geometry.coarse_samples
+
+    def forward(self, sources, pixels, K, c2w, jitter=None, fine_only=False):
+        """The coarse level places nothing: both see even samples."""
+        c, (near, far) = self.config, training.depth_range(self.config, sources)
+        rays = data.rays(pixels, K, c2w)
+        z = right(near, far, len(pixels), c.fine, c.spacing, None)
+        return {name: self.render_level(level, *rays, z, sources)
+                for name, level in (("coarse", self.coarse), ("fine", self.fine))}
+    monkeypatch.setattr(training.SRay, "forward", forward)
+    ours = fast.renderer(model, args(keep=2))
+    assert type(ours) is training.SRay and "running the plain path" in capsys.readouterr().out
 
 
 def test_the_comparison_leaves_weights_gradients_and_random_numbers_alone(model):

@@ -34,7 +34,7 @@ def close(ours, theirs):
     """Images of the two, pixel by pixel."""
     assert ours.keys() == theirs.keys()
     for key in theirs:
-        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["auto", "true", "false"])
@@ -45,7 +45,16 @@ def test_an_image_is_the_lessons_image(shot, how, chunk, stride):
     close(renderer(model, how).render_image(sources, K, c2w, H, W, chunk, stride), plain)
 
 
-def test_several_cores_give_the_same_bits(shot):
+@pytest.fixture
+def one_thread():
+    """Each operation on one thread, for how many share a sum decides its last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_several_cores_give_the_same_bits(shot, one_thread):
     model, *camera = shot
     one, three = (renderer(model, workers=n).render_image(*camera, H, W, 100) for n in (1, 3))
     assert all(torch.equal(one[key], three[key]) for key in one)
@@ -68,7 +77,7 @@ def test_kept_samples_are_the_heaviest_and_colour_and_depth_stay(shot, how):
         for r in range(W):
             best = weights[r].argsort(descending=True)[:2]
             expected = sum(weights[r, s] * logits[r, s] for s in best)
-            torch.testing.assert_close(image["logits"][0, r], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(image["logits"][0, r], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_keeping_all_samples_keeps_the_image(shot):
