@@ -132,6 +132,7 @@ def same_image(model: nn.Module) -> bool:
     return near(*([values[key] for key in ("colour", "logits", "depth")] for values in (plain, fast)))
 
 
+@torch.enable_grad()
 def agree(model: nn.Module, how: str, *comparisons) -> bool:
     """Whether all comparisons of a copy of the model come out equal; else say so. DataError if how is
     "true"."""
