@@ -1,7 +1,7 @@
 """Which way computes: fast/, where it has the lessons' values and gradients, else the lessons themselves.
 
 An edit to a lesson must take effect. So before anything runs, 16 rays go both ways by the model's own
-weights, in float64 on the CPU, where rounding is no difference. That takes half a second.
+weights, in float64 on the CPU, where rounding is no difference. That takes less than a second.
 
 Test: pytest tests/test_fast_choice.py
 """

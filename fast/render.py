@@ -6,9 +6,11 @@
                      place the fine samples, are interpolated
     workers          threads that share an image's chunks (0: as many as help)
 
-Of an image in full (320x240, 64 + 64 samples, 8 views, AMD EPYC, one thread) labels from 8 samples a ray take
-58% of the time, with a coarse level at every 4th row and column 43%. `python -m tools.benchmark` measures it,
+Labels from 8 samples a ray take some 60% of an image's time in full, with a coarse level at every 4th row and
+column 43% (320x240, 64 + 64 samples, 8 views, AMD EPYC, one thread). `python -m tools.benchmark` measures it,
 `--skipping CHECKPOINT` what it changes.
+
+Test: pytest tests/test_fast_render.py
 """
 import math
 from contextlib import nullcontext
