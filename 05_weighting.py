@@ -42,8 +42,8 @@ def project_onto_C(scores: Tensor, mask: Tensor, tau: float) -> Tensor:  # exerc
     low, high = tau / m, 1 / (tau * m)                                        # (..., 1) eq. 3's bounds
     with torch.no_grad():  # which views end on which bound?
         bends = torch.cat([scores - low, scores - high], dim=-1)              # (..., 2V) a view meets a bound
-        clamped = (scores[..., None, :] - bends[..., None]).clamp(low[..., None], high[..., None])
-        total = (clamped * valid[..., None, :]).sum(-1)                       # (..., 2V) their sum there
+        total = sum((scores[..., v:v + 1] - bends).clamp(low, high) * valid[..., v:v + 1]
+                    for v in range(mask.shape[-1]))                           # (..., 2V) falls as it grows
         counts = torch.cat([mask, mask], dim=-1)                              # (..., 2V) a valid view's bend
         left = torch.where(counts & (total >= 1), bends, -torch.inf).amax(-1, keepdim=True)       # (..., 1)
         right = torch.where(counts & (total < 1), bends, torch.inf).amin(-1, keepdim=True)        # (..., 1)

@@ -104,6 +104,7 @@ def test_the_eight_sources_see_85_percent_of_a_target(twelve, protocol):
     assert np.mean(share) >= .85 and np.mean(np.array(share) >= .85) >= .95
 
 
+@pytest.mark.slow
 def test_neighbouring_views_stand_20_cm_apart(twelve):
     gaps = [np.linalg.norm(poses[t, :3, 3] - poses[nearest(poses, t, range(24))[0], :3, 3])
             for _, _, poses, _, _, _ in twelve for t in range(24)]

@@ -58,6 +58,7 @@ def to_furniture(room, eye):
     return np.linalg.norm(gaps, axis=2).min(0)
 
 
+@pytest.mark.slow
 def test_the_camera_walks_at_eye_height_outside_the_furniture():
     for seed in range(24):
         room = room_of(seed)
@@ -71,6 +72,7 @@ def test_the_camera_walks_at_eye_height_outside_the_furniture():
         assert (to_furniture(room, eye) > .15).all()
 
 
+@pytest.mark.slow
 def test_the_camera_walks_in_varied_rooms_in_steps_of_at_most_45_cm():
     for seed in VARIED[:24]:
         room = room_of(seed)

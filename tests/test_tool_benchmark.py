@@ -131,6 +131,7 @@ def test_the_copy_rate_stands_beside_u(capsys):
     assert cells[cells.index("150") + 1] == "17.9" and cells[-1] == "10%"
 
 
+@pytest.mark.slow
 def test_every_stage_and_every_attention_is_measured_forward_and_backward(in_this_process, capsys):
     machine = {"matrix_gflops": 100.0, "copy_gbs": 10.0}
     stages = benchmark.report_stages(SMALL, machine)

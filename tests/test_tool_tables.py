@@ -186,6 +186,7 @@ def test_the_runs_on_one_scene_have_seeds_and_all_start_from_one_training(tmp_pa
     assert len({flag(flags, "--out") for _, flags in bench.ran}) == len(bench.ran)
 
 
+@pytest.mark.slow
 def test_seeds_give_a_mean_a_spread_and_a_paired_difference(tmp_path):
     bench = Recorder(tmp_path, seeds=3)
     rows = {row[0]: row for row in tables.table_4(bench)[1]}
@@ -351,6 +352,7 @@ def test_consistency_counts_pixels_that_land_on_the_label_they_left_with(box_vie
     assert beyond.consistency(truth, none) == (0, 0)
 
 
+@pytest.mark.slow
 def test_every_second_row_and_column_is_what_all_of_them_say_there(box_folder, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = training.SRay(training.Config(height=36, width=48, views=4, coarse=3, fine=3, source_loss=1.0))
