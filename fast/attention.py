@@ -6,12 +6,13 @@ length.
 
     intra-view    R V sequences of up to S tokens        cross-view    R S sequences of up to V tokens
 
-What that buys of a training step, measured by `python -m tools.benchmark --tried` on an AMD EPYC, one thread,
-512 rays, 64 + 64 samples, 8 views: blocks of like length 24%, sequences up to SHORT side by side 14%, a
-cacheful at a time 10%; of an image with labels from 8 samples a ray, `ask` 27%.
+What that buys, on one thread of an AMD EPYC, 512 rays, 64 + 64 samples, 8 views (how much longer it takes
+without, by scripts that are not kept, 1 to 4% of it noise): blocks of like length 24% of a training step,
+sequences up to SHORT side by side 14%, a cacheful at a time 10%; of an image with labels from 8 samples a
+ray, `ask` 28%.
 
 Dimension key: T tokens, P rows, padding too, b sequences of a block, n tokens of each (s queries, t keys),
-C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
+C channels, A heads, D head dim.     Test: pytest tests/test_fast_packed.py
 """
 import math
 from importlib import import_module
