@@ -54,13 +54,14 @@ def padded_length(lengths: Tensor, most: int) -> Tensor:
     return sizes[torch.bucketize(lengths, sizes)]
 
 
-def lay_out(order: Tensor, lengths: Tensor, size: Tensor, tokens: int, short: int = SHORT) -> Layout:
+def lay_out(order: Tensor, lengths: Tensor, size: Tensor, tokens: int, abreast: bool = True) -> Layout:
     """order: tokens, all or some of 0 .. tokens-1, sequence after sequence; lengths (B,) of the sequences.
-    Those of one size (B,) make a block, padded to it and cut into TILEs; of size 0 none."""
+    Those of one size (B,) make a block, padded to it and cut into TILEs; of size 0 none. abreast: short ones
+    stand side by side."""
     first, most = lengths.cumsum(0) - lengths, int(lengths.max())
     blocks, held, reals, end = [], [order[:0]], [order[:0]], 0
     for n in size[size > 0].unique().tolist():
-        same, within, beside = (size == n).nonzero()[:, 0], torch.arange(min(n, most)), n <= short
+        same, within, beside = (size == n).nonzero()[:, 0], torch.arange(min(n, most)), abreast and n <= SHORT
         real = within < lengths[same, None]                                   # (b, n)
         token = order[(first[same, None] + within).clamp(max=len(order) - 1)]             # (b, n)
         step = max(1, TILE // (n * n * (8 if beside else 1)))  # all heads of short ones together
@@ -190,14 +191,15 @@ def attend(module: nn.Module, x: Tensor, layout: Layout) -> Tensor:
     return z.index_select(0, layout.row)                                      # (T, C)
 
 
-def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor:
-    """attend, where the tokens of `asking` alone ask, block by block those of `reading`; without gradient.
+def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout, askers: Tensor) -> Tensor:
+    """attend, where the tokens askers (n,) of x (T, C) alone ask -> (n, C); without gradient. They stand in
+    `asking`, block by block, and read those of `reading`.
 
     Where few ask many, keys and values need not be computed: q . k = x (Wq^T Wk) y, and Wo sum_t p_t Wv y_t =
     (Wo Wv) sum_t p_t y_t. These products of weights are made once.
     """
     if not asking.blocks:
-        return x
+        return x.index_select(0, askers)
     A, C = module.heads, x.shape[1]
     y, asker = x.index_select(0, reading.token), x.index_select(0, asking.token)          # (P, C), (Q, C)
     query, key, value = (f.weight.view(A, C // A, C) for f in (module.query, module.key, module.value))
@@ -219,7 +221,7 @@ def ask(module: nn.Module, x: Tensor, reading: Layout, asking: Layout) -> Tensor
     answer = torch.einsum("cad,adj->ajc", module.out.weight.view(C, A, -1), value)        # (A, C, C)
     z = torch.addmm(module.out(module.value.bias), z, answer.reshape(-1, C))  # (Q, C)
     z = module.norm(asker + (F.relu_(z) if module.relu else z))
-    return z.index_select(0, asking.row)                                      # (T, C)
+    return z.index_select(0, asking.row.index_select(0, askers))              # (n, C)
 
 
 # ------------------------------------------------------------------------------------------- CRA
@@ -239,10 +241,11 @@ def refine(module: nn.Module, M: Tensor, tokens: Tokens, index: Tensor | None, k
     """04's CRA of valid tokens: M (T, C) -> M'' (T, C). kept (T,) bool: refine these alone -> (n, C); the
     others are read along the ray, but ask nothing."""
     (R, S, V), T, sample = tokens.mask.shape, len(M), tokens.sample           # sample (T,)
+    some = None if kept is None else kept.nonzero()[:, 0]                     # (n,)
     if module.mode in ("intra", "full", "dense"):
         L2 = cra.sample_positions(S if index is None else index, M.shape[1]).to(M.dtype)      # (.., S, C)
         L2 = L2.view(-1, M.shape[1]).index_select(0, sample % S if index is None else sample)
-        L3, layer = M + L2, module.dense if module.mode == "dense" else module.L4
+        L3, layer = L2.add_(M), module.dense if module.mode == "dense" else module.L4
         order, lengths, most = along_rays(tokens, module.mode)
         size = padded_length(lengths, most)                                   # (B,)
         if kept is None:
@@ -251,12 +254,13 @@ def refine(module: nn.Module, M: Tensor, tokens: Tokens, index: Tensor | None, k
             asks = kept[order]                                                # (T,)
             count = torch.arange(len(size)).repeat_interleave(lengths)[asks].bincount(minlength=len(size))
             size = size * (count > 0)
-            reading = lay_out(order, lengths, size, T, short=0)
-            M = ask(layer, L3, reading, lay_out(order[asks], count, size, T, short=0))        # M'
-    if kept is not None:
-        some = kept.nonzero()[:, 0]
-        M, sample = M.index_select(0, some), sample.index_select(0, some)     # (n, C), (n,)
+            reading = lay_out(order, lengths, size, T, abreast=False)
+            asking = lay_out(order[asks], count, size, T, abreast=False)
+            M = ask(layer, L3, reading, asking, some)                         # M'
+    elif kept is not None:
+        M = M.index_select(0, some)                                           # (n, C)
     if module.mode in ("cross", "full"):                                      # R S sequences of up to V
+        sample = sample if kept is None else sample.index_select(0, some)
         lengths = sample.bincount(minlength=R * S)
         layout = lay_out(torch.arange(len(M)), lengths, padded_length(lengths, V), len(M))
         M = attend(module.L6, M, layout)                                      # M''

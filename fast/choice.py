@@ -28,12 +28,12 @@ def adopt(twin: nn.Module, module: nn.Module) -> nn.Module:
 
 def packed(level: nn.Module) -> nn.Module:
     """A PackedLevel of a level's own modules."""
-    from fast.packed import PackedLevel
+    from fast.packed import PackedLevel, elu
     with torch.random.fork_rng(devices=[]):                                   # its weights are thrown away
         twin = adopt(PackedLevel(level.config, level.head.out_features), level)
     for module in twin.modules():
         if isinstance(module, nn.ELU):
-            module.inplace = True                                             # nobody else reads its input
+            module.forward = elu
     return twin
 
 

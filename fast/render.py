@@ -54,7 +54,7 @@ class Heaviest:
 class FastSRay(training.SRay):
     """SRay, whose render_image takes the short ways above, and more rays together."""
 
-    keep, coarse_stride, workers, together = 0, 1, 0, 20_480                  # together: samples of a chunk
+    keep, coarse_stride, workers, together = 0, 1, 0, 12_288                  # together: samples of a chunk
 
     def coarse_depths(self, sources, pixels: Tensor) -> Tensor:
         """The coarse samples of pixels (R, 2): (R, coarse)."""

@@ -72,8 +72,7 @@ def fresh(args, name: str, **values) -> dict:
 
 def measure(args, name: str, values: dict) -> dict:
     """In the fresh process: the figures, and on a CPU U and the copy rate around them."""
-    if name != "tried":
-        prepare_cpu()
+    prepare_cpu()
     if args.device == "cuda" or name not in ("step", "image", "tensor"):
         return MEASURES[name](args, **values)
     before = rates(1)
@@ -192,7 +191,8 @@ REPORTS = {"stages": report_stages, "whole": report_whole, "tensor": report_tens
 def report_tried(args) -> dict:
     """A line for each means."""
     found = {}
-    print(f"forward + backward, one thread, best of five\n{'':76}{'without':>12}{'with':>12}{'ratio':>8}")
+    print(f"one thread, best of five; but for images forward + backward\n"
+          f"{'':76}{'without':>12}{'with':>12}{'ratio':>8}")
     for name, (text, _) in tried.TRIED.items():
         f = found[name] = fresh(args, "tried", means=name)
         print(f"{text:76}" + (f["failed"] if "failed" in f else

@@ -11,9 +11,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fast
+from fast import attention as packed_attention
 from fast import lookup as by_rows
+from fast import packed as packed_level
 from tools.measuring import clock
-from tools.workloads import Job, attention_module, forward_backward, options
+from tools.workloads import WEIGHTS, Job, attention_module, forward_backward, options
 
 data = import_module("01_data")                # project, example_views
 reprojection = import_module("03_reprojection")    # lookup
@@ -81,10 +83,57 @@ def faster(args, how: str = "true", **changes) -> Job:
     return job
 
 
-def packed_image(args) -> Pair:
-    """Rendering the job's rays."""
-    jobs = Job(args), faster(args)
-    return tuple(functools.partial(job.draw, job.encoded()) for job in jobs)
+def image(args, keep: int = 0, faster: bool = True) -> Callable:
+    """Every fourth row and column of an image by weights/sray_rooms.pt."""
+    job = Job(args, WEIGHTS)
+    model = fast.renderer(job.model, options(args, "true" if faster else "false", keep=keep, workers=1))
+    sources, size = job.encoded(), (args.height, args.width)
+    return lambda: model.render_image(sources, *job.camera, *size, stride=4)
+
+
+def lookup_by_view(maps: torch.Tensor, pixels: torch.Tensor, view: torch.Tensor, stride: int) -> torch.Tensor:
+    """fast/lookup.py's, by 03's grid_sample, a view at a time: (T, C)."""
+    order = view.argsort(stable=True)
+    parts = pixels[order].split(view.bincount(minlength=len(maps)).tolist())
+    found = [reprojection.lookup(maps[i:i + 1], part[None, :, None], stride)[0, :, 0]
+             for i, part in enumerate(parts)]
+    return torch.cat(found)[order.argsort()]
+
+
+def attend_all(module: nn.Module, x: torch.Tensor, reading, asking, askers: torch.Tensor) -> torch.Tensor:
+    """fast/attention.py's ask, where all ask."""
+    return packed_attention.attend(module, x, reading).index_select(0, askers)
+
+
+LEFT_OUT = {   # a means of fast/: where it is, and what stands there without it
+    "elu": (packed_level, "elu", nn.functional.elu),
+    "rows": (packed_level, "lookup", lookup_by_view),
+    "like length": (packed_attention, "SIZES", ()),
+    "side by side": (packed_attention, "SHORT", 0),
+    "a cacheful": (packed_attention, "TILE", 2 ** 40),
+    "ask": (packed_attention, "ask", attend_all)}
+
+
+def left_out(name: str, make: Callable) -> Pair:
+    """Work that make() makes, without a means of fast/ and with it."""
+    module, attribute, other = LEFT_OUT[name]
+
+    def without(call: Callable) -> Callable:
+        """call(), while the means is left out."""
+        def run():
+            own = getattr(module, attribute)
+            setattr(module, attribute, other)
+            try:
+                return call()
+            finally:
+                setattr(module, attribute, own)
+        return run
+    return without(without(make)()), make()
+
+
+def one_less(args, name: str, kind: str) -> Pair:
+    """A step or an image by fast/ without a means."""
+    return left_out(name, (lambda: step(faster(args))) if kind == "step" else lambda: image(args))
 
 
 def geometry_first(args) -> Pair:
@@ -124,7 +173,16 @@ TRIED = {
     "lookup": ("feature lookup by rows (fast/), against grid_sample (03)", lookup),
     "packed step": ("a step on valid tokens alone (fast/), against all tokens (04)",
                lambda a: (step(Job(a)), step(faster(a)))),
-    "packed image": ("rendering these rays, the same", packed_image),
+    "packed image": ("an image of 80x60, the same", lambda a: (image(a, faster=False), image(a))),
+    **{f"{name}, {kind}": (f"{text}, {kind}", functools.partial(one_less, name=name, kind=kind))
+       for name, text in {"elu": "ELU in place, for an image by exp2 (fast/packed.py)",
+                          "rows": "lookup of rows (fast/lookup.py)",
+                          "like length": "blocks of like length (fast/attention.py)",
+                          "side by side": "short sequences side by side (the same)",
+                          "a cacheful": "scores a cacheful at a time (the same)"}.items()
+       for kind in ("step", "image")},
+    "ask": ("labels from 8 samples: 8 ask, not all (fast/attention.py), an image",
+            lambda a: left_out("ask", lambda: image(a, 8))),
     "projection": ("all views projected in one product (01), against one after the other", projection),
     "norm": ("group norm with a channel a group (02), against instance norm", norm),
     "geometry first": ("rendering these rays with the coarse samples' density alone (07)", geometry_first),
