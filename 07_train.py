@@ -318,27 +318,28 @@ def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0) 
     stands for the features, and the encoder goes backward once. Of several processes each does its share of
     the rays.
     """
-    c, T, total = model.config, len(batches), torch.zeros(4)
+    c, T, device = model.config, len(batches), next(model.parameters()).device
+    total = torch.zeros(4, device=device)                                     # of PARTS
     model.zero_grad()
     for i, batch in enumerate(batches):
         R, V = len(batch.pixels), len(batch.sources.K)
-        mine = torch.arange(R, device=batch.pixels.device)[processes.share(R, T, i)]      # of this process
+        mine = torch.arange(R, device=device)[processes.share(R, T, i)]      # of this process
         if not len(mine):
             continue
         features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))   # (N, C, h, w)
         leaf = features.detach().requires_grad_()
         sources = model.encode(batch.sources, leaf[:V])
         generator = generator_of(c.seed + 1 + i, step)                        # not that which drew the batch
-        jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(leaf.device)    # (R, coarse + fine)
+        jitter = torch.rand(R, c.coarse + c.fine, generator=generator).to(device)     # (R, coarse + fine)
         for rays in mine.split(piece or R):
             loss, parts = batch_loss(model, sources, batch, rays, jitter)
             (loss / T).backward()
-            total += parts.cpu() / T
+            total += parts / T
         if c.source_loss:
             labels = torch.cat([batch.sources.labels, batch.extra_labels])    # (N, H, W)
             loss = source_view_loss(model, leaf, labels) * (len(mine) / R)
             (c.source_loss * loss / T).backward()
-            total += torch.tensor([0, 0, 1, c.source_loss]) * loss.item() / T
+            total += torch.stack([0 * loss, 0 * loss, loss, c.source_loss * loss]).detach() / T
         features.backward(leaf.grad)
     processes.add_gradients(list(model.parameters()))
     return dict(zip(PARTS, processes.sum_over_processes(*total.tolist())))
@@ -371,7 +372,7 @@ def train(model: SRay, optimiser, scenes: list, frames: list, out: Path, run: di
             if step > first_step and (due or stopping):  # these weights have a finite loss
                 save(step)
             if stopping:
-                raise runs.Stopped(step)
+                raise runs.Stopped(f"{step} of {c.steps}")
             optimiser.step()
             progress.update(step + 1, parts)
         if first_step < c.steps:

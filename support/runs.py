@@ -205,7 +205,7 @@ def training_curves(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- being asked to stop
 
 class Stopped(Exception):
-    """Training was asked to stop, and has saved; args: the step."""
+    """Training was asked to stop, and has saved; args: "STEP of STEPS"."""
 
 
 @contextmanager

@@ -23,6 +23,9 @@ from support.processes import first_on_this_machine, rank_and_world
 from support.runs import not_free, read_state
 from support.settings import add_settings, boolean, check, given
 
+# flags that no checkpoint holds: a resumed run is given them again
+AGAIN = ("cache", "save_every", "keep_every", "device", "fast", "piece", "workers", "bf16", "compile")
+
 
 def parse_arguments(description: str, config: type, presets: dict) -> argparse.Namespace:
     """The command line of 07: what to train on and where to write, the machine, one flag for each setting."""
@@ -65,6 +68,8 @@ def parse_arguments(description: str, config: type, presets: dict) -> argparse.N
     group.add_argument("--compile", type=boolean, default=False, help="torch.compile the networks [false]")
     add_settings(parser, config)
     args = parser.parse_args()
+    args.again = [word for name in AGAIN if getattr(args, name) != parser.get_default(name)
+                  for word in (f"--{name.replace('_', '-')}", str(getattr(args, name)))]
     for name in ("varied_rooms", "crop", "validation", "save_every", "keep_every", "piece", "workers"):
         least = int(name == "save_every")
         if getattr(args, name) < least:
@@ -264,9 +269,10 @@ def load_weights(model: nn.Module, args, state: dict | None) -> None:
 
 def resume_command(args, out: Path) -> str:
     """The command line that continues this run."""
-    given = {"--cache": args.cache if args.cache != "cache" else None, "--data": args.resume and args.data,
-             "--labels": args.resume and args.labels}
-    more = [word for flag, value in given.items() if value for word in (flag, value)]
+    given = {"--data": args.resume and args.data, "--labels": args.resume and args.labels}
+    more = [word for flag, value in given.items() if value for word in (flag, value)] + args.again
+    if args.no_eval:
+        more.append("--no-eval")
     return f"{launcher()} {shlex.join([sys.argv[0], '--resume', '--out', str(out), *more])}"
 
 

@@ -129,6 +129,15 @@ def box_folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def root(box_folder, tmp_path_factory) -> Path:
+    """Two scenes of 64x48 on disk: one to train on, one unseen."""
+    folder = tmp_path_factory.mktemp("boxes")
+    shutil.copytree(box_folder.parent, folder, dirs_exist_ok=True)
+    shutil.copytree(box_folder, folder / "scene0002_00")
+    return folder
+
+
 @pytest.fixture
 def box_copy(box_folder, tmp_path):
     """A copy of the box scene to damage: <tmp_path>/scans/scene0001_00."""

@@ -2,7 +2,6 @@
 seconds a start. POSIX only."""
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from importlib import import_module
@@ -45,6 +44,7 @@ def run_main(arguments: list[str], cwd: Path, script: str, environment: dict[str
     """What a Fork's process does."""
     torch.set_num_threads(1)
     if "FILE_SIZE" in environment:
+        import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["FILE_SIZE"]),) * 2)
     os.environ.update(environment)
     os.chdir(cwd)

@@ -31,15 +31,6 @@ SMOKE = ["--preset", "smoke", "--rays", "8", "--coarse", "2", "--fine", "2", "--
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def root(box_folder, tmp_path_factory) -> Path:
-    """Two scenes of 64x48 on disk: one to train on, one unseen."""
-    folder = tmp_path_factory.mktemp("boxes")
-    shutil.copytree(box_folder.parent, folder, dirs_exist_ok=True)
-    shutil.copytree(box_folder, folder / "scene0002_00")
-    return folder
-
-
 def steps_of(path: Path) -> int:
     """The steps after which a checkpoint was written."""
     return training.load_checkpoint(path)[1]["step"]
@@ -66,8 +57,9 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(root, tmp_path, number):
     assert process.wait(60) == 130, said(tmp_path)
     step = steps_of(tmp_path / "run/checkpoint.pt")
     last = said(tmp_path).strip().splitlines()[-1]
-    assert step > 9 and last == (f"stopped at step {step}; everything is saved; continue with: "
-                                 "python 07_train.py --resume --out run")
+    assert step > 9 and last == (f"stopped at step {step} of 10000; everything is saved; continue with: "
+                                 "python 07_train.py --resume --out run --save-every 1000000 "
+                                 "--keep-every 9 --device cpu --no-eval")
     forks.finished("--resume", "--out", "run", "--no-eval", "--steps", step + 1, cwd=tmp_path)
     assert steps_of(tmp_path / "run/checkpoint.pt") == step + 1
 

@@ -293,12 +293,12 @@ def test_a_training_that_was_stopped_says_how_to_go_on_and_ends_with_130(tmp_pat
     (tmp_path / "checkpoint.pt").touch()
     with pytest.raises(SystemExit) as end:
         with runs.ending(tmp_path, "python 07_train.py --resume", 0):
-            raise runs.Stopped(12)
+            raise runs.Stopped("12 of 20")
     assert end.value.code == 130 and (tmp_path / "checkpoint.pt").exists()
-    assert capsys.readouterr().err == ("stopped at step 12; everything is saved; continue with: "
+    assert capsys.readouterr().err == ("stopped at step 12 of 20; everything is saved; continue with: "
                                        "python 07_train.py --resume\n")
     with pytest.raises(SystemExit), runs.ending(tmp_path, "any", 1):          # another process keeps silent
-        raise runs.Stopped(12)
+        raise runs.Stopped("12 of 20")
     assert capsys.readouterr().err == ""
 
 

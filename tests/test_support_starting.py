@@ -21,15 +21,6 @@ data, training = import_module("01_data"), import_module("07_train")
 SMALL = training.Config(height=48, width=64, views=3, rays=8, coarse=3, fine=2, steps=20)
 
 
-@pytest.fixture(scope="module")
-def root(box_folder, tmp_path_factory) -> Path:
-    """Two scenes: one to train on, one unseen."""
-    folder = tmp_path_factory.mktemp("boxes")
-    shutil.copytree(box_folder.parent, folder, dirs_exist_ok=True)
-    shutil.copytree(box_folder, folder / "scene0002_00")
-    return folder
-
-
 @pytest.fixture
 def parse(monkeypatch):
     """A command line of 07 -> its arguments."""
@@ -240,11 +231,13 @@ def test_weights_of_another_model_are_refused(parse, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ how it ends
 
-def test_the_command_that_continues_a_run_names_its_folder_and_cache(parse, monkeypatch):
+def test_the_command_that_continues_a_run_names_its_folder_and_what_no_checkpoint_holds(parse, monkeypatch):
     def command(*words):
         return starting.resume_command(parse(*words), Path("run"))
     assert command("--cache", "elsewhere") == "python 07_train.py --resume --out run --cache elsewhere"
     assert command() == "python 07_train.py --resume --out run"
+    assert command("--steps", "9", "--bf16", "true", "--save-every", "7", "--no-eval") == (
+        "python 07_train.py --resume --out run --save-every 7 --bf16 True --no-eval")
     monkeypatch.setattr(starting, "rank_and_world", lambda: (0, 4))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert command() == "torchrun --nproc-per-node 2 07_train.py --resume --out run"

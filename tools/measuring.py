@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import platform
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+try:
+    import resource
+except ImportError:     # Windows
+    resource = None
 
 
 def resident() -> float:
@@ -28,6 +32,8 @@ def largest() -> float:
     with contextlib.suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 2 ** 10
+    if resource is None:
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss                 # bytes on macOS, KiB elsewhere
     return peak / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
@@ -61,7 +67,7 @@ def whole_peak(device: str) -> float:
 
 def user_seconds() -> float:
     """Processor time of this process so far, all threads."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime if resource else os.times().user
 
 
 def clock(work: Callable, repeats: int, device: str = "cpu") -> tuple[float, float]:
