@@ -185,7 +185,7 @@ class SceneFolder:
     @cached_property
     def label_table(self) -> np.ndarray:
         """Raw id -> class index, of the table beside the scene; read when first needed."""
-        return table_of(self.folder.parent)
+        return table_of(self.folder.parent, (self.folder / "label-filt").is_dir())
 
     @cached_property
     def classes(self) -> Classes:

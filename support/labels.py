@@ -110,10 +110,16 @@ def classes_of(root: Path) -> Classes:
     return read_classes(path)[0] if os.path.lexists(path) else SCANNET
 
 
-def table_of(root: Path) -> np.ndarray:
-    """The table raw id -> class of the scenes in root: from its classes.csv, or else from ScanNet's table."""
-    path = root / CLASSES_CSV
-    return read_classes(path)[1] if os.path.lexists(path) else read_label_table(root / LABELS_TSV)
+def table_of(root: Path, labelled: bool = True) -> np.ndarray:
+    """The table raw id -> class of the scenes in root: from its classes.csv, or else from ScanNet's table.
+    Scenes that are not labelled need neither: their pseudo labels are nyu40 ids then."""
+    if os.path.lexists(root / CLASSES_CSV):
+        return read_classes(root / CLASSES_CSV)[1]
+    if labelled or os.path.lexists(root / LABELS_TSV):
+        return read_label_table(root / LABELS_TSV)
+    table = np.full(41, IGNORE, np.int8)
+    table[NYU40_IDS] = range(len(NYU40_IDS))
+    return table
 
 
 def other_classes(known: Classes, given: Classes) -> str:

@@ -17,6 +17,7 @@ from conftest import REPO
 
 from support import evaluating, films, machine, pictures, processes
 from support.files import DataError, run_script
+from support.labels import SCANNET20
 
 rooms, data = import_module("00_rooms"), import_module("01_data")
 training, evaluation = import_module("07_train"), import_module("08_eval")
@@ -415,6 +416,22 @@ def test_pseudo_labels_are_the_2d_segmenters_on_the_views_that_training_may_see(
     accuracy = (expected == views.labels)[views.labels >= 0].double().mean()
     found = json.loads((work / "pseudo/metrics.json").read_text())
     assert found["total_acc"] == pytest.approx(100 * float(accuracy), abs=1e-6)
+
+
+def test_pseudo_labels_of_a_scene_without_labels_and_label_table_are_nyu40_ids(box_copy, tmp_path):
+    shutil.rmtree(box_copy / "label-filt")
+    next(box_copy.parent.glob("*.tsv")).unlink()
+    scene, model = data.Scene(box_copy, 32, 44, tmp_path / "c"), training.SRay(training.Config()).eval()
+    found = pseudo_labels.write_pseudo_labels(model, [scene], tmp_path / "pseudo")
+    assert found["miou"] is None
+    source, tune, _ = data.protocol(scene)
+    frame = scene.frames[source[0]]
+    got = data.Scene(box_copy, 32, 44, tmp_path / "c", labels=tmp_path / "pseudo").views(source + tune).labels
+    with torch.no_grad():
+        expected = pseudo_labels.segment(model, scene.views(source + tune).images).argmax(1)
+    assert torch.equal(got, expected)
+    ids = set(iio.imread(tmp_path / "pseudo" / scene.name / f"{frame}.png").flatten().tolist())
+    assert ids <= {nyu40 for nyu40, _, _ in SCANNET20} and 0 not in ids
 
 
 def run(script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
