@@ -155,7 +155,7 @@ def test_mine_tests_the_students_stage_with_all_others_the_projects(tmp_path):
     (folder / "03_reprojection.py").write_text(exercise.without_bodies(text, "tests/test_03_reprojection.py"))
     for name in ("01_data.py", "02_encoder.py"):
         (folder / name).write_text("raise RuntimeError")
-    done = run("pytest", REPO / "tests/test_03_reprojection.py", "--mine", "--junitxml=score.xml", "-p",
+    done = run("pytest", REPO / "tests", "--mine", "--exercises", "exercises", "--junitxml", "score.xml", "-p",
                "no:cacheprovider", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
     assert "03_reprojection: 2 of 15; next: test_the_lookup_is_exact_at_pixel_centres\n" in done.stdout
