@@ -159,7 +159,7 @@ def test_mine_tests_the_students_stage_with_all_others_the_projects(tmp_path):
     line = "03_reprojection: 2 of 15; next: test_the_lookup_is_exact_at_pixel_centres\n"
     done = run(*once, REPO / "tests/test_03_reprojection.py", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stdout and line in done.stdout, done.stdout
-    for name in ("01_data.py", "02_encoder.py"):                              # a class's: all stages of a folder
+    for name in ("01_data.py", "02_encoder.py"):  # a class: all stages of a folder
         (folder / name).unlink()
     done = run(*once, REPO / "tests", "--exercises", "exercises", "--junitxml", "score.xml", cwd=tmp_path)
     assert done.returncode == 1 and done.stdout.count(" next: ") == 1 and line in done.stdout, done.stdout
