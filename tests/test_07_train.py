@@ -66,7 +66,7 @@ def test_the_settings_default_to_the_papers_values():
         "source_loss": 0, "extra_views": 0, "colour_jitter": 0, "targets": 1,          # not in it
     }
     assert {name: getattr(config, name) for name in supplement} == supplement
-    other = {"density": "softplus", "encoder_activation": "elu"}              # Table 11, L11: ReLU; Table 8: none
+    other = {"density": "softplus", "encoder_activation": "elu"}      # Table 11, L11: ReLU; Table 8: none
     assert {name: getattr(config, name) for name in other} == other
     silent = {"pool", "angle_weight", "every", "near", "far", "spacing", "position", "lr", "lr_final", "clip",
               "seed"}

@@ -305,6 +305,18 @@ def test_a_scenes_own_near_and_far_are_used_and_said(work, evaluate):
     assert after["psnr"] != before["psnr"] and "samples from 0.5 to 3" in after["screen"]
 
 
+def test_frames_of_less_than_2_cm_from_each_other_are_said_in_one_line(work, evaluate, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("not asked for"))
+    monkeypatch.setattr(evaluation, "fly_through", lambda *_: None)
+    assert "--every" not in evaluate("--video", "out.gif")["screen"]
+    for path in (work / "rooms/room9000_00/pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[:3, 3] /= 20
+        np.savetxt(path, pose)
+    line, = [x for x in evaluate("--video", "out.gif")["screen"].splitlines() if "--every" in x]
+    assert "room9000_00" in line and "less than 2 cm apart" in line
+
+
 def test_the_target_truth_does_not_reach_the_model(work, evaluate):
     """Blacking out a test view's colour file changes no rendered pixel, only the score."""
     before = evaluate()
