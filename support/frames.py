@@ -432,5 +432,5 @@ def say_where_frames_are_close(scenes: list) -> None:
             every = max(every, scene.every * math.ceil(0.05 / max(metres, 0.005)))    # 10 times at most
     if close:
         names = ", ".join(close[:4]) + ", ..." * (len(close) > 4)
-        say(f"FRAMES ARE CLOSE: neighbours are less than {100 * CLOSE:g} cm apart in {names}, so a test view "
-            f"is nearly a source view and its figures flatter; train with --every {every}, one frame in {every}")
+        say(f"FRAMES ARE CLOSE: neighbours are less than {100 * CLOSE:g} cm apart in {names}: a test view is "
+            f"nearly a source view and its figures flatter; train with --every {every}, a frame in {every}")

@@ -62,12 +62,12 @@ def test_frames_less_than_2_cm_apart_are_said_with_an_every_that_helps(box_copy,
     assert capsys.readouterr().out == ""
     store.say_where_frames_are_close([wide, near])
     line, = capsys.readouterr().out.splitlines()
-    assert f"less than 2 cm apart in {near.name}, so" in line and "--every" in line
+    assert f"less than 2 cm apart in {near.name}: a test view" in line and "--every" in line
     every = int(re.search(r"--every (\d+)", line)[1])
     assert steps_of(near)[12] * every >= 0.05 > steps_of(near)[12] * (every - 1)
     brought_together(box_copy, 0.001)
     store.say_where_frames_are_close([data.Scene(box_copy, 48, 64, every=2)])
-    assert "--every 20, one frame in 20" in capsys.readouterr().out           # ten times what there is
+    assert "--every 20, a frame in 20" in capsys.readouterr().out           # ten times what there is
 
 
 def test_frames_in_a_unit_of_their_own_are_close_by_the_scenes_far(box_copy, capsys):
