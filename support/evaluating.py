@@ -16,7 +16,7 @@ from tqdm import tqdm
 from support.datasets import check_names, find_dataset, space
 from support.files import DataError, read_json, shown
 from support.films import check_video
-from support.frames import decode_all
+from support.frames import decode_all, say_where_frames_are_close
 from support.labels import Classes, other_classes
 from support.processes import rank_and_world
 from support.settings import check
@@ -167,7 +167,9 @@ def comparable(scene, classes: Classes) -> bool:
 
 
 def warn(scenes: list, classes: Classes) -> None:
-    """Say where a scene has samples of its own range, or labels of other classes than the model's."""
+    """Say where a scene has samples of its own range, frames too close to each other, or labels of other
+    classes than the model's."""
+    say_where_frames_are_close(scenes)
     for scene in scenes:
         if scene.near_far:
             near, far = scene.near_far

@@ -14,6 +14,7 @@ them.
 Test: pytest tests/test_support_frames.py
 """
 import hashlib
+import math
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ from support.lens import check_middle, check_same_view
 from support.listing import Listing, labels_beside, read_frame_split, same_photographs, say
 
 MASKED = -2           # in the cache, instead of a label: the pixel is masked
+CLOSE = 0.02          # metres between neighbouring frames, below which a test view is nearly a source view
 DECODED = 3           # a part of the cache's key: another number where the same files decode to other values
 
 
@@ -79,7 +81,7 @@ class SceneFolder:
         self.homes = [self.folder.resolve(), *([Path(labels).resolve()] if labels else [])]
         self.skipped: set[int] = set()
         self.labels = Path(labels) / self.name if labels else self.folder / "label-filt"
-        self.listing, self.crop = Listing(self.folder, self.labels), crop
+        self.listing, self.crop, self.every = Listing(self.folder, self.labels), crop, every
         self.frames, self.poses = self.read_poses(every)
         self.native_K = self.read_camera("color") - np.float32([[0, 0, crop], [0, 0, crop], [0, 0, 0]])
         self.has_labels = self.labels.is_dir()
@@ -415,3 +417,20 @@ def decode_all(scenes: list, frames: list[list[int]], quiet: bool = False) -> li
     for scene, indices in zip(scenes, frames):
         scene.check_ids([one for one in todo if one[0] is scene], len(indices))
     return [scene.readable(indices) for scene, indices in zip(scenes, frames)]
+
+
+def say_where_frames_are_close(scenes: list) -> None:
+    """Say in one line which scenes have neighbouring frames that are less than CLOSE apart (the median), and
+    an --every that takes some 5 cm from one to the next. far of a scene in a unit of its own is 8 m."""
+    close, every = [], 1
+    for scene in scenes:
+        steps = np.linalg.norm(np.diff(scene.poses[:, :3, 3], axis=0), axis=1)        # (N - 1,)
+        unit = scene.near_far[1] / 8 if scene.near_far else 1
+        metres = float(np.median(steps)) / unit if len(steps) else CLOSE
+        if metres < CLOSE:
+            close.append(scene.name)
+            every = max(every, scene.every * math.ceil(0.05 / max(metres, 0.005)))    # 10 times at most
+    if close:
+        names = ", ".join(close[:4]) + ", ..." * (len(close) > 4)
+        say(f"FRAMES ARE CLOSE: neighbours are less than {100 * CLOSE:g} cm apart in {names}: a test view is "
+            f"nearly a source view and its figures flatter; train with --every {every}, a frame in {every}")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, check_training, find_dataset
 from support.files import MAX_PIXELS, DataError, shown
-from support.frames import decode_all
+from support.frames import decode_all, say_where_frames_are_close
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
 from support.processes import first_on_this_machine, rank_and_world
@@ -194,6 +194,7 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
     note = " (the same: their 4 test views are kept out of training)" if same else ""
     print(f"data: {run['data']} in {shown(run['root'])}; {len(scenes)} scenes to train on, "
           f"{len(run['test'])} to evaluate on{note}", flush=True)
+    say_where_frames_are_close(scenes)
     own = [scene.name for scene in scenes if scene.near_far]
     if own:
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "

@@ -117,6 +117,26 @@ def test_a_dot_in_a_resized_image_is_where_the_scaled_intrinsics_project_it():
         np.testing.assert_allclose(where[0, 0], seen, atol=0.02)  # half a pixel would be 0.5
 
 
+def tent(new, old):
+    """(new, old): how much of each of `old` pixels is in each new one. A tent on the new pixel's centre, that
+    falls to 0 a pixel of the coarser of the two grids away; it sums to 1 within the image."""
+    wide, rows = max(1.0, old / new), []
+    for i in range(new):
+        row = [max(0.0, 1 - abs(c + 0.5 - (i + 0.5) * old / new) / wide) for c in range(old)]
+        rows.append([x / sum(row) for x in row])
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("height, width", [(6, 9), (10, 31), (40, 50)])
+def test_a_resized_pixel_reads_all_pixels_that_it_covers(height, width):
+    image = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    expected = np.einsum("ia,abk,jb->ijk", tent(height, 23), image, tent(width, 31))
+    np.testing.assert_allclose(data.resize_image(image, height, width), expected, atol=0.51)
+    lines = np.zeros((24, 32, 3), np.uint8)
+    lines[:, ::4] = 200                       # a quarter of the width: no smaller image may lose them
+    assert (data.resize_image(lines, 6, 8)[:, 1:-1] == 50).all()
+
+
 @pytest.mark.parametrize("new, old", [(3, 9), (5, 7), (240, 968), (6, 3)])
 def test_nearest_pixels_takes_the_cell_that_holds_the_centre(new, old):
     for i, chosen in enumerate(data.nearest_pixels(new, old)):
@@ -250,7 +270,7 @@ def test_fine_tuning_draws_from_its_own_frames_only(scene):
         assert {target, *sources} <= set(allowed) and target not in sources
 
 
-def test_the_protocol_takes_20_nearby_views_apart_into_8_and_8_and_4_spread_over_time(scene):
+def test_the_protocol_takes_20_nearby_views_apart_into_8_and_8_and_4(scene):
     source, tune, test = data.protocol(scene)
     assert (len(source), len(tune), len(test)) == (8, 8, 4)
     twenty = set(source) | set(tune) | set(test)
@@ -260,7 +280,15 @@ def test_the_protocol_takes_20_nearby_views_apart_into_8_and_8_and_4_spread_over
     for part in (tune, test):
         assert all(min(source) <= i for i in part) and sum(i <= max(source) for i in part) >= len(part) - 1
     assert all(min(source) < i < max(source) for i in test)  # a test view lies between sources
-    assert max(b - a for a, b in zip(sorted(test), sorted(test)[1:])) <= 8             # and they are spread
+
+
+def test_between_two_test_views_of_the_protocol_lie_four_others(scene):
+    source, tune, test = data.protocol(scene)
+    order = sorted(source + tune + test)                                               # in time
+    places = [order.index(i) for i in test]
+    assert [b - a for a, b in zip(places, places[1:])] == [5, 5, 5]
+    for place in places:                                                               # a source on a side
+        assert {order[place - 1], order[place + 1]} & set(source)
 
 
 # ---------------------------------------------------------------------------------- --scene, --data, --scenes

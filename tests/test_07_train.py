@@ -55,9 +55,10 @@ def draw(scene, config=SMALL, step=0):
 def test_the_settings_default_to_the_papers_values():
     config = training.Config()
     supplement = {
-        "height": 240, "width": 320, "views": 8, "steps": 260_000,            # section 1; section 2, training
+        "height": 240, "width": 320, "steps": 260_000,                        # section 1
+        "views": 8,                                   # section 1, data split; section 2, training process
         "train_rooms": 60, "test_rooms": 10,                                  # section 1, data split
-        "lambda1": 1, "lambda2": 1,                                           # eq. 2
+        "lambda1": 1, "lambda2": 1,                                           # section 1, below eq. 2
         "rays": 1024, "coarse": 64, "fine": 64,                               # Table 2: 1024 x 64 x 8 x 32
         "tau": 0.7,                                                           # Table 4
         "cra": "full", "cra_relu": True,                                      # Table 9
@@ -65,6 +66,11 @@ def test_the_settings_default_to_the_papers_values():
         "source_loss": 0, "extra_views": 0, "colour_jitter": 0, "targets": 1,          # not in it
     }
     assert {name: getattr(config, name) for name in supplement} == supplement
+    other = {"density": "softplus", "encoder_activation": "elu"}      # Table 11, L11: ReLU; Table 8: none
+    assert {name: getattr(config, name) for name in other} == other
+    silent = {"pool", "angle_weight", "every", "near", "far", "spacing", "position", "lr", "lr_final", "clip",
+              "seed"}
+    assert {f.name for f in fields(config)} == silent | supplement.keys() | other.keys()
     assert training.PRESETS["paper"] == {}
     assert training.REPLICA == {"height": 480, "width": 640, "steps": 100_000}            # section 1
     model = training.SRay(config)

@@ -211,6 +211,38 @@ def evaluate(work, monkeypatch, capsys):
     return call
 
 
+class Same(torch.nn.Module):
+    """Stands for a model: every pixel is of one class, black and a metre away."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.config, self.classes, self.answer = SMALL, data.SCANNET, answer
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def encode(self, views):
+        return views
+
+    def render_image(self, sources, K, c2w, height, width, chunk, stride):
+        logits = torch.zeros(height, width, L)
+        logits[..., self.answer] = 1
+        return {"colour": torch.zeros(height, width, 3), "logits": logits, "depth": torch.ones(height, width)}
+
+
+def test_an_images_miou_is_of_its_pixels_and_the_reported_one_of_all_pixels_together(work):
+    scene = data.Scene(work / "rooms/room9000_00", 32, 44, cache=work / "cache")
+    floor = data.CLASSES.index("floor")
+    metrics = evaluation.evaluate(Same(floor), [scene], work / "out", "title")
+    own, everything = [], []
+    for index in data.protocol(scene)[2]:
+        labels = [x for x in scene.views([index]).labels.flatten().tolist() if x != data.IGNORE]
+        everything += labels
+        own.append(100 * labels.count(floor) / len(labels) / len(set(labels)))         # the others' IoU is 0
+    assert [image["miou"] for image in metrics["images"]] == pytest.approx(own)
+    assert metrics["miou_per_image"] == pytest.approx(sum(own) / 4)
+    pooled = 100 * everything.count(floor) / len(everything) / len(set(everything))
+    assert metrics["miou"] == pytest.approx(pooled) and abs(pooled - sum(own) / 4) > 0.5
+
+
 def test_metrics_json_has_its_entries(evaluate):
     metrics = evaluate()
     for key in ("miou", "total_acc", "avg_acc", "miou_per_image", "psnr", "ssim", "depth_abs_rel",
@@ -271,6 +303,18 @@ def test_a_scenes_own_near_and_far_are_used_and_said(work, evaluate):
     (work / "rooms/room9000_00/near_far.txt").write_text("0.5 3")
     after = evaluate()
     assert after["psnr"] != before["psnr"] and "samples from 0.5 to 3" in after["screen"]
+
+
+def test_frames_of_less_than_2_cm_from_each_other_are_said_in_one_line(work, evaluate, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: pytest.fail("not asked for"))
+    monkeypatch.setattr(evaluation, "fly_through", lambda *_: None)
+    assert "--every" not in evaluate("--video", "out.gif")["screen"]
+    for path in (work / "rooms/room9000_00/pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[:3, 3] /= 20
+        np.savetxt(path, pose)
+    line, = [x for x in evaluate("--video", "out.gif")["screen"].splitlines() if "--every" in x]
+    assert "room9000_00" in line and "less than 2 cm apart" in line
 
 
 def test_the_target_truth_does_not_reach_the_model(work, evaluate):

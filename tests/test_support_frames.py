@@ -1,4 +1,5 @@
 """support/frames.py: a scene's files, the frames that are left out, the cache, and what bad input ends in."""
+import math
 import os
 import pickle
 import re
@@ -36,6 +37,44 @@ def test_frames_are_in_numeric_order_and_a_lost_pose_is_left_out(scene, box):
 def test_every_takes_every_so_many_frame_numbers(box_folder, box):
     scene = data.Scene(box_folder, 48, 64, every=3)
     assert scene.frames == [n for n in box.numbers[::3] if n != box.lost] and len(scene.c2w) == len(scene)
+
+
+def brought_together(folder, factor):
+    """The cameras of a scene this much as far from each other; those of the box are some 9 cm apart."""
+    for path in (folder / "pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[:3, 3] *= factor
+        np.savetxt(path, pose)
+
+
+def steps_of(scene):
+    """The distances from each camera to the next, one by one, in order."""
+    centres = scene.c2w[:, :3, 3].tolist()
+    return sorted(math.dist(a, b) for a, b in zip(centres, centres[1:]))
+
+
+def test_frames_less_than_2_cm_apart_are_said_with_an_every_that_helps(box_copy, capsys):
+    wide = data.Scene(box_copy, 48, 64)
+    brought_together(box_copy, 0.12)
+    near, sparse = data.Scene(box_copy, 48, 64), data.Scene(box_copy, 48, 64, every=5)
+    assert steps_of(near)[12] < 0.02 < steps_of(sparse)[2] and steps_of(wide)[12] > 0.05
+    store.say_where_frames_are_close([wide, sparse])
+    assert capsys.readouterr().out == ""
+    store.say_where_frames_are_close([wide, near])
+    line, = capsys.readouterr().out.splitlines()
+    assert f"less than 2 cm apart in {near.name}: a test view" in line and "--every" in line
+    every = int(re.search(r"--every (\d+)", line)[1])
+    assert steps_of(near)[12] * every >= 0.05 > steps_of(near)[12] * (every - 1)
+    brought_together(box_copy, 0.001)
+    store.say_where_frames_are_close([data.Scene(box_copy, 48, 64, every=2)])
+    assert "--every 20, a frame in 20" in capsys.readouterr().out           # ten times what there is
+
+
+def test_frames_in_a_unit_of_their_own_are_close_by_the_scenes_far(box_copy, capsys):
+    for far, close in (("2", False), ("80", True)):
+        (box_copy / "near_far.txt").write_text(f"0.1 {far}")
+        store.say_where_frames_are_close([data.Scene(box_copy, 48, 64)])
+        assert bool(capsys.readouterr().out) == close
 
 
 def test_colour_may_be_png(box_copy, tmp_path):

@@ -17,7 +17,7 @@ from support import runs, starting
 from support.files import DataError
 from support.labels import SCANNET, Classes
 
-data, training = import_module("01_data"), import_module("07_train")
+rooms, data, training = (import_module(name) for name in ("00_rooms", "01_data", "07_train"))
 SMALL = training.Config(height=48, width=64, views=3, rays=8, coarse=3, fine=2, steps=20)
 
 
@@ -55,8 +55,8 @@ def test_a_command_line_has_a_flag_for_each_setting_and_for_each_thing_of_the_ma
     assert {name: args[name] for name in others} == others
     with pytest.raises(SystemExit) as end:
         parse("--help")
-    text = capsys.readouterr().out
-    assert end.value.code == 0 and "what it does" in text and "over 1% of the steps" in " ".join(text.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert end.value.code == 0 and "what it does" in text and "after a warm-up over 1% of the steps" in text
 
 
 @pytest.mark.parametrize("words, message", [
@@ -176,6 +176,22 @@ def test_too_few_frames_are_named(scene):
     run = {"train": [scene.name], "test": ["unseen"], "finetuned": False}
     with pytest.raises(DataError, match="scene0001_00: 25 usable frames, but 25 source views and a target"):
         starting.training_frames(scene, run, 25, data.protocol)
+
+
+def test_a_training_says_in_one_line_that_frames_are_less_than_2_cm_apart(
+        parse, root, box_copy, tmp_path, capsys):
+    def begun(path):
+        """What a training on the scene says before its first step."""
+        args = parse("--scene", path, "--preset", "smoke", "--cache", tmp_path / "cache")
+        starting.load_data(args, begin(args)[0], None, "smoke", data, rooms)
+        return capsys.readouterr().out.splitlines()
+    assert not any("--every" in line for line in begun(root))
+    for path in (box_copy / "pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[:3, 3] /= 20
+        np.savetxt(path, pose)
+    line, = [line for line in begun(box_copy) if "--every" in line]
+    assert "scene0001_00" in line and "less than 2 cm apart" in line
 
 
 def test_the_label_set_is_the_checkpoints_and_scenes_with_labels_must_share_it(scene):
