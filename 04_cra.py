@@ -32,7 +32,7 @@ FUSED_LIMIT = 65535                                          # sequences that a 
 
 def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """mask (..., t), true where a key may be read -> what is added to the scores: 0 there, -inf elsewhere. A
-    row in which nothing may be read reads everything: finite, and masked out by whoever uses it."""
+    row in which nothing may be read reads everything: finite, and of no weight later (w = 0 in 05)."""
     mask = mask | ~mask.any(dim=-1, keepdim=True)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
@@ -51,7 +51,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:  # exerc
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """`attention` by PyTorch's fused kernel, which never stores the (B, A, s, t) scores."""
+    """`attention` by PyTorch's fused kernel, which never stores the (B, A, s, t) scores; for fast/."""
     bias = key_bias(mask, q.dtype)[:, None, None].expand(-1, q.shape[1], q.shape[2], -1)   # (B, A, s, t)
     parts = zip(*(x.split(FUSED_LIMIT) for x in (q, k, v, bias)))
     return torch.cat([F.scaled_dot_product_attention(q, k, v, attn_mask=b) for q, k, v, b in parts])

@@ -10,10 +10,11 @@ Volume rendering of any per-sample quantity x (colour, class logits), samples s 
 
     alpha_s = 1 - exp(-sigma_s delta_s)      w_s = alpha_s prod_{t<s} (1 - alpha_t)      pixel = sum_s w_s x_s
 
-What the table leaves open (figures: docs/choices.md): L2 has no ELU before its sigmoid (ELU >= -1 would keep
-every visibility above 0.27, so no view could be silenced); L5-L6 are the plain mean and biased variance over
-the valid views; L9 has the residual, LayerNorm and sample position of Table 9; sigma is L11's softplus, which
-cannot die as the table's ReLU can.
+The table's "Dot-product (L1, L3)" scales the 32 numbers of a token by its one visibility. The colour head is
+in no table: a softmax over the views. What else the table leaves open (figures: docs/choices.md): L2 has no
+ELU before its sigmoid (ELU >= -1 would keep every visibility above 0.27, so no view could be silenced); L5-L6
+are the plain mean and biased variance over the valid views; L9 has the residual, LayerNorm and sample
+position of Table 9; sigma is L11's softplus, which cannot die as the table's ReLU can.
 
 Dimension key: R rays, S samples per ray, V source views, C channels.
 Run: python 06_geometry_render.py     Test: pytest tests/test_06_geometry_render.py
@@ -114,6 +115,7 @@ def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str,
 def fine_samples(z: Tensor, weights: Tensor, count: int, jitter: Tensor | None) -> Tensor:  # exercise
     """Importance sampling (NeRF, section 5.2): coarse depths z (R, S) and rendering weights (R, S) -> depths
     (R, count), increasing, drawn from a histogram: a bin around each coarse sample, as heavy as its weight.
+    A draw inverts its cumulative distribution: u in [0, 1) -> the depth before which u of all weight lies.
 
     The histogram is cut into `count` strata of equal weight: one draw from the middle of each, or with jitter
     (R, count) in [0, 1) that far into it. All bins share 1e-3 more, so a ray that meets nothing is sampled

@@ -136,7 +136,7 @@ def same_image(model: nn.Module) -> bool:
 def agree(model: nn.Module, how: str, *comparisons) -> bool:
     """Whether all comparisons of a copy of the model come out equal; else say so. DataError if how is
     "true"."""
-    plain = copy.deepcopy(model).cpu().double()
+    plain = copy.deepcopy(model).cpu().double().requires_grad_()
     try:
         if all(compare(plain) for compare in comparisons):
             return True
