@@ -189,7 +189,7 @@ def training_curves(folder: Path) -> None:
     names = [name for name in units if rows and name in rows[0]]
     if len(rows) < 2:                         # nothing to draw a line through
         return
-    size = 4.5 * len(names), 5
+    size = 4.6 * len(names), 5
     with plt.rc_context({"font.size": 18, "lines.linewidth": 3}):           # read from the back row of a room
         figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
         for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
