@@ -184,22 +184,23 @@ def training_curves(folder: Path) -> None:
     if not (folder / "log.csv").exists():
         return
     rows = list(csv.DictReader(read_text(folder / "log.csv", 2 ** 30).splitlines()))
-    titles = {"semantic": "semantic loss, eq. 1 (nats, coarse + fine)", "source": "source-view loss (nats)",
-              "photometric": "photometric loss (squared error, coarse + fine)"}
-    names = [name for name in titles if rows and name in rows[0]]
+    units = {"semantic": "nats, coarse + fine", "source": "nats",
+             "photometric": "squared error,\ncoarse + fine"}
+    names = [name for name in units if rows and name in rows[0]]
     if len(rows) < 2:                         # nothing to draw a line through
         return
-    size = 4.6 * len(names), 3.6
-    figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
-    for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
-        axis.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], color=colour)
-        axis.set(xlabel="step", ylabel=name, ylim=(0, None))
-        axis.set_title(titles[name], fontsize=10)
-        axis.grid(alpha=0.3)
-    name, seconds = figure_text(folder.name), float(rows[-1]["seconds"])
-    figure.suptitle(f"{name}: {rows[-1]['step']} steps in {seconds:,.0f} s")
-    write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
-    plt.close(figure)
+    size = 4.6 * len(names), 5
+    with plt.rc_context({"font.size": 18, "lines.linewidth": 3}):           # read from the back row of a room
+        figure, axes = plt.subplots(1, len(names), figsize=size, layout="constrained", squeeze=False)
+        for axis, name, colour in zip(axes[0], names, ("#d55e00", "#0072b2", "#009e73")):
+            axis.plot([int(row["step"]) for row in rows], [float(row[name]) for row in rows], color=colour)
+            axis.set(xlabel="step", ylabel=units[name], title=f"{name} loss", ylim=(0, None))
+            axis.locator_params(nbins=4)
+            axis.grid(alpha=0.3)
+        name, seconds = figure_text(folder.name), float(rows[-1]["seconds"])
+        figure.suptitle(f"{name}: {rows[-1]['step']} steps in {seconds:,.0f} s")
+        write_atomically(folder / "curves.png", lambda file: figure.savefig(file, dpi=100, format="png"))
+        plt.close(figure)
 
 
 # ---------------------------------------------------------------------------------------- being asked to stop
