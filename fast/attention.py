@@ -6,10 +6,9 @@ Sequences of like length make a block, padded to one length:
 
     along the ray    R V sequences of up to S tokens        across views    R S sequences of up to V tokens
 
-What that buys, on one thread of an AMD EPYC, 512 rays, 64 + 64 samples, 8 views (how much longer it takes
-without, by scripts that are not kept, 1 to 4% of it noise): blocks of like length 24% of a training step,
-sequences up to SHORT side by side 14%, a cacheful at a time 10%; of an image with labels from 8 samples a
-ray, `ask` 28%.
+How much longer a training step and an image take without it, on one thread of an AMD EPYC
+(`python -m tools.benchmark --tried`): blocks of like length 20% and 16%, sequences up to SHORT side by side
+12% and 15%, a cacheful at a time 4% and 9%; an image with labels from 8 samples a ray without `ask` 31%.
 
 Dimension key: T tokens, P rows, padding too, b sequences of a block, n tokens of each (s queries, t keys),
 C channels, A heads, D head dim.     Test: pytest tests/test_fast_attention.py
