@@ -2,8 +2,8 @@
 
 A room's ray leaves most source images, so two thirds of the tokens (sample, view) of M (R, S, V, C) are
 masked. Here M is (T, C), the T valid ones. Layers work on tokens as they are; lookups (fast/lookup.py),
-attention (fast/attention.py) and sums over the views have a packed form. A plain step takes 1.9 times as long,
-a plain image 2.8 times; `elu` saves 5% of an image (AMD EPYC, one thread; `python -m tools.benchmark
+attention (fast/attention.py) and sums over the views have a packed form. A plain step takes 1.9 times as
+long, a plain image 2.8 times; `elu` saves 5% of an image (AMD EPYC, one thread; `python -m tools.benchmark
 --tried`).
 
 Test: pytest tests/test_fast_packed.py
