@@ -36,7 +36,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 runs, pictures = import_module("support.runs"), import_module("support.pictures")
 run_script, KINDS = import_module("support.files").run_script, import_module("fuzz_kinds").KINDS
 captures, check = import_module("fuzz_captures"), import_module("fuzz_check")
-SECONDS, MEMORY = 20, 2 ** 30                                    # for a case, beyond what a good scene takes
+SECONDS, MEMORY = 60, 2 ** 30                 # for a case, beyond what a good scene takes
 TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1)
 
 
@@ -195,8 +195,13 @@ def in_here(script: str, flags: list[str]) -> tuple[int, str, str]:
     """Run a script's main() in this process -> exit status, what it wrote to stderr, and to stdout."""
     main = import_module(script.removesuffix(".py")).main
     errors, screen, sys.argv = io.StringIO(), io.StringIO(), [script, *flags]
+
+    def too_long(*_):
+        raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
+    signal.signal(signal.SIGALRM, too_long)
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(screen):
         try:
+            signal.alarm(SECONDS)
             run_script(main)
             status = 0
         except SystemExit as end:
@@ -204,6 +209,8 @@ def in_here(script: str, flags: list[str]) -> tuple[int, str, str]:
         except BaseException:                 # Python would print it
             traceback.print_exc()
             status = 1
+        finally:
+            signal.alarm(0)
     return status, errors.getvalue(), screen.getvalue()
 
 
@@ -271,9 +278,6 @@ def worker(args) -> None:
     import_module("support.sweep").VIEWS = 3                                  # a second, not four
     folder = Path(args.folder)
 
-    def too_long(*_):
-        raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
-    signal.signal(signal.SIGALRM, too_long)
     answers, sys.stdout = sys.stdout, io.StringIO()                           # the check's scenes may speak
     # a good scene succeeds
     for script, flags in (arguments(folder / "good", 0), arguments(folder / "good", 1)):
@@ -286,9 +290,7 @@ def worker(args) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     for number in range(args.first, args.first + args.cases):
         real = bool(args.real) and number % args.real == 0
-        signal.alarm(0 if real else SECONDS)
         answer = case(folder / f"case{number}", folder / "good" / "scans", args.seed, number, real)
-        signal.alarm(0)
         if "a hang" in answer["errors"]:
             answer["verdict"] = "a hang"
         print(json.dumps(answer), file=answers, flush=True)

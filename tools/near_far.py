@@ -1,6 +1,6 @@
 """What near and far are worth: rooms imported as captures, rendered between several ranges of depth.
 
-    python -m tools.near_far 9000 9001 9002            docs/data.md's table, a quarter of an hour on one core
+    python -m tools.near_far 9000 9001 9002            docs/data.md's table, five minutes on one core
 
 Each room is photographed twice: on its own walk, across the room, and by cameras side by side that look at
 one thing. A capture is a transforms.json and photographs alone, as a user has it. Its import measures near
@@ -84,9 +84,10 @@ def ranges(found: tuple[float, float], depths: np.ndarray,
     """Near and far by each of NAMES."""
     low, high = found[0] / MARGIN[0], found[1] / MARGIN[1]
     true, guess = np.percentile(depths, (1, 99)), near_far.guess_near_far(c2w, False, "a room")
-    wider = {"less": 0.5, "more": 1.5}
-    return {"sweep": found, "true": (MARGIN[0] * true[0], MARGIN[1] * true[1]), "poses": guess[:2]} | {
-        name: (low * (1 - f * (1 - MARGIN[0])), high * (1 + f * (MARGIN[1] - 1))) for name, f in wider.items()}
+    share = 1 - MARGIN[0], MARGIN[1] - 1
+    return {"sweep": found, "true": (MARGIN[0] * true[0], MARGIN[1] * true[1]), "poses": guess[:2],
+            "less": (low * (1 - 0.5 * share[0]), high * (1 + 0.5 * share[1])),
+            "more": (low * (1 - 1.5 * share[0]), high * (1 + 1.5 * share[1]))}
 
 
 def evaluated(scene: Path, out: Path, args: argparse.Namespace) -> tuple[float, float]:
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.near_far", description=__doc__.split("\n")[0])
     parser.add_argument("seeds", nargs="+", type=int, help="of 00's rooms")
     parser.add_argument("--checkpoint", default=REPO / "weights/sray_rooms.pt")
-    parser.add_argument("--preview", type=int, default=2, help="every n-th row and column alone [2]")
+    parser.add_argument("--preview", type=int, default=4, help="every n-th row and column alone [4]")
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--out", type=Path, default=Path("outputs/near_far"), help="a new folder")
