@@ -243,9 +243,9 @@ def check_upright(photos: list[Photo], size: tuple[int, int]) -> list[str]:
         if code < 5 or abs((size[0] / size[1]) ** 2 - 1) < 0.05:
             folder = shlex.quote(str(image.parent))
             raise DataError(f"{image}: has an EXIF orientation ({len(turned)} of {len(photos)} images), and "
-                            "their shape does not tell whether the poses are of the pixels as stored or of upright "
-                            f"ones. As stored, as COLMAP has them: exiftool -Orientation= {folder}; upright: "
-                            f"mogrify -auto-orient {folder}/*")
+                            "their shape does not tell whether the poses are of the pixels as stored (as "
+                            f"COLMAP's) or of upright ones. As stored: exiftool -Orientation= {folder}; "
+                            f"upright: mogrify -auto-orient {folder}/*")
     return [f"{len(turned)} images have an EXIF orientation: taken as their pixels are stored"]
 
 

@@ -1,6 +1,6 @@
 """What near and far are worth: rooms imported as captures, rendered between several ranges of depth.
 
-    python -m tools.near_far 9000 9001 9002            docs/data.md's table, five minutes on one core
+    python -m tools.near_far 9000 9001 9002            docs/data.md's table, a quarter of an hour on one core
 
 Each room is photographed twice: on its own walk, across the room, and by cameras side by side that look at
 one thing. A capture is a transforms.json and photographs alone, as a user has it. Its import measures near
@@ -26,10 +26,10 @@ import imageio.v3 as iio
 import numpy as np
 
 from support import near_far
-from support.files import DataError, run_script
+from support.files import DataError, run_script, write_json
 from support.layouts import MARGIN
 from tools import import_scenes
-from tools.captures import look_at, write_blender
+from tools.captures import look_at
 
 rooms, data = import_module("00_rooms"), import_module("01_data")
 REPO = Path(__file__).resolve().parent.parent
@@ -57,7 +57,14 @@ def write_capture(folder: Path, walk: str, seed: int, height: int,
     K = rooms.intrinsics(room, width, height)
     c2w = poses_of(walk, room, seed, K, height, width)
     images, depths, _ = zip(*(rooms.render(room, pose, K, height, width) for pose in c2w))
-    write_blender(folder, images, K, c2w)
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for i, (image, pose) in enumerate(zip(images, c2w)):
+        iio.imwrite(folder / f"images/{i:03d}.jpg", image, quality=95)
+        matrix = (pose * [1, -1, -1, 1]).tolist()                             # y up, z back
+        frames.append({"file_path": f"images/{i:03d}.jpg", "transform_matrix": matrix})
+    camera = {"fl_x": K[0, 0], "fl_y": K[1, 1], "cx": width / 2, "cy": height / 2, "w": width, "h": height}
+    write_json(folder / "transforms.json", camera | {"frames": frames})
     return np.stack(depths), c2w
 
 
@@ -69,9 +76,10 @@ def add_truth(scene: Path, depths: np.ndarray) -> None:
     shutil.copy(scene / "intrinsic/intrinsic_color.txt", scene / "intrinsic/intrinsic_depth.txt")
 
 
-def fix_views(scene: Path) -> None:
-    """Write a split.txt with the protocol's 20 frames of now: nearness counts in units of far, and would
-    choose others for each range."""
+def fix_views(scene: Path, true: tuple[float, float]) -> None:
+    """Write a split.txt with the protocol's 20 frames in the true range: nearness counts in units of far, and
+    would choose others for each range."""
+    (scene / "near_far.txt").write_text(f"{true[0]} {true[1]}\n")
     frames = data.Scene(scene, 24, 32)
     source, tune, test = data.protocol(frames)
     kinds = dict.fromkeys(source + tune, "train") | dict.fromkeys(test, "test")
@@ -113,10 +121,10 @@ def row(walk: str, seed: int, args: argparse.Namespace) -> str:
     low, high = map(float, (scene / "near_far.txt").read_text().split())
     cells = [f"{seed}, {walk}"] + ["{:.2f} to {:.2f}".format(*np.percentile(depths, (1, 99))),
                                    f"{low / MARGIN[0]:.2f} to {high / MARGIN[1]:.2f}"]
-    for what, (near, far) in ranges((low, high), depths, c2w).items():
+    tried = ranges((low, high), depths, c2w)
+    fix_views(scene, tried["true"])
+    for what, (near, far) in tried.items():
         (scene / "near_far.txt").write_text(f"{near:.6g} {far:.6g}\n")
-        if what == "sweep":
-            fix_views(scene)
         psnr, error = evaluated(scene, args.out / "eval" / f"{name}-{what}", args)
         cells.append(f"{psnr:.1f}, {error:.3f}")
     return f"| {' | '.join(cells)} |"
@@ -126,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.near_far", description=__doc__.split("\n")[0])
     parser.add_argument("seeds", nargs="+", type=int, help="of 00's rooms")
     parser.add_argument("--checkpoint", default=REPO / "weights/sray_rooms.pt")
-    parser.add_argument("--preview", type=int, default=4, help="every n-th row and column alone [4]")
+    parser.add_argument("--preview", type=int, default=2, help="every n-th row and column alone [2]")
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--out", type=Path, default=Path("outputs/near_far"), help="a new folder")
