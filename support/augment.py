@@ -12,7 +12,8 @@ def unmasked(flat: Tensor, mask: Tensor | None) -> Tensor:
         return flat
     allowed = mask.flatten().nonzero()[:, 0]
     if not len(allowed):
-        raise DataError("a training view is masked altogether; leave that frame out")
+        raise DataError("a training view is masked altogether; leave out the frames whose image in mask/ is "
+                        "black")
     return torch.where(mask.flatten()[flat], flat, allowed[flat % len(allowed)])
 
 

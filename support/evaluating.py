@@ -33,6 +33,7 @@ def add_scene_flags(parser: argparse.ArgumentParser) -> None:
     add("--scenes", help="a,b,c: these scenes alone")
     add("--split", help="file of lines 'train NAME', 'test NAME'")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
+    add("--crop", type=int, metavar="N", help="pixels taken off every side of the photographs [the run's]")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
 
 
@@ -50,7 +51,6 @@ def parse_arguments(description: str, config: type) -> argparse.Namespace:
     add("--preview", type=int, default=1, metavar="N",
         help="every N-th row and column of each view alone: figures and pictures of a sample, N x N times as "
              "fast, no SSIM [1]")
-    add("--crop", type=int, metavar="N", help="pixels taken off every side of the photographs [the run's]")
     add("--lpips", action="store_true",
         help="LPIPS too: needs requirements-lpips.txt, and VGG's weights from the network")
     add("--video", metavar="FILE", help="instead: a fly-through of the first scene, .mp4 or .gif")

@@ -104,16 +104,14 @@ def resample(image: np.ndarray, camera: Camera, target: Camera, mode: str = "bil
 
 def check_middle(K: np.ndarray, size: tuple[int, int], where: str) -> None:
     """DataError where the principal point lies far from the middle of an image of size (H, W): more than 15%
-    of a side. The numbers are then most likely of another size."""
+    of a side, or more than 4% in both by one factor. The numbers are then most likely of another size."""
     (h, w), (cx, cy) = size, K[:2, 2]
-    if abs((cx + 0.5) / w - 0.5) > 0.15 or abs((cy + 0.5) / h - 0.5) > 0.15:
+    x, y = (cx + 0.5) / w, (cy + 0.5) / h                                     # 1/2 in the middle
+    if max(abs(x - 0.5), abs(y - 0.5)) > 0.15 or min(abs(x - 0.5), abs(y - 0.5)) > 0.04 > 4 * abs(x - y):
         raise DataError(f"{where}: its principal point {cx:.1f}, {cy:.1f} is far from the middle of images "
-                        f"of "
-                        f"{w}x{h}: the numbers seem to belong to about {2 * cx + 1:.0f}x{2 * cy + 1:.0f}; "
-                        f"scale "
-                        "fx, cx by the ratio of the widths and fy, cy by that of the heights, or use images "
-                        "of "
-                        "that size")
+                        f"of {w}x{h}: the numbers seem to belong to about {2 * cx + 1:.0f}x{2 * cy + 1:.0f}; "
+                        "scale fx, cx by the ratio of the widths and fy, cy by that of the heights, or use "
+                        "images of that size")
 
 
 def check_same_view(K: np.ndarray, size: tuple, depth_K: np.ndarray, depth_size: tuple, where: str) -> None:

@@ -1,12 +1,14 @@
-"""Damage a small scene in random ways and read it: each time training or evaluation must succeed, or end with
-one clear line and status 2. No traceback, no hang, no more memory than a limit.
+"""Damage a small scene or capture in random ways and read it: each time training, evaluation or import must
+succeed, or end with one clear line and status 2. No traceback, no hang, no more memory than a limit. Where it
+succeeds, known points must be where they are known to be (fuzz_check.py): nothing is misread in silence.
 
     python tests/fuzz.py                  300 cases, about five minutes; exit status 1 if one of them fails
     python tests/fuzz.py --first 17 --cases 1 --verbose        one case again
 
-A case is a function of (seed, number). Nineteen of twenty run main() of 07_train.py or 08_eval.py in one
-process that has imported PyTorch, under limits of memory and time, without the pictures and the checkpoint,
-which read nothing; every twentieth is the real command.
+A case is a function of (seed, number). Two of five import a capture (fuzz_captures.py), half of these
+damaged; the others train or evaluate on a scene in ScanNet's layout. Nineteen of twenty run main() of the
+script in one process that has imported PyTorch, under limits of memory and time, without the pictures and the
+checkpoint, which read nothing; every twentieth is the real command.
 """
 import argparse
 import contextlib
@@ -33,7 +35,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 runs, pictures = import_module("support.runs"), import_module("support.pictures")
 run_script, KINDS = import_module("support.files").run_script, import_module("fuzz_kinds").KINDS
-SECONDS, MEMORY = 20, 2 ** 30                                    # for a case, beyond what a good scene takes
+captures, check = import_module("fuzz_captures"), import_module("fuzz_check")
+SECONDS, MEMORY = 60, 2 ** 30                 # for a case, beyond what a good scene takes
 TINY = dict(height=32, width=32, views=4, rays=8, coarse=2, fine=2, steps=1)
 
 
@@ -135,19 +138,25 @@ def lists(path, files, rng):
 
 
 DAMAGE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, lists, *KINDS]
+sparse = import_module("fuzz_kinds").sparse
 
 
-def damaged(scans: Path, rng: random.Random) -> list[str]:
+# of these any file of a capture may suffer
+ANYWHERE = [flip, cut, swap, rename, remove, noise, numbers, bomb, odd, sparse]
+
+
+def damaged(scans: Path, rng: random.Random, acts=DAMAGE) -> list[str]:
     """Damage one to three files of the scene in scans -> what was done."""
     files = sorted(p for p in scans.rglob("*") if p.is_file())
-    rare = [p for p in files if p.parent.name not in ("color", "depth", "label-filt", "pose")]
+    rare = [p for p in files if p.suffix in (".txt", ".tsv", ".json", ".npy", ".bin", ".sens")
+            and p.parent.name != "pose"]
     done = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         some = rare if rng.random() < 0.25 else files
         there = [p for p in some if p.is_file() and not p.is_symlink()]
         if not there:                         # the scene has another name by now
             break
-        path, act = rng.choice(there), rng.choice(DAMAGE)
+        path, act = rng.choice(there), rng.choice(acts)
         try:
             act(path, files, rng)
         except (OSError, SyntaxError, ValueError, IndexError, StopIteration):
@@ -182,12 +191,17 @@ def verdict(status: int, errors: str) -> str:
     return f"status {status} and {len(lines)} lines of error"
 
 
-def in_here(script: str, flags: list[str]) -> tuple[int, str]:
-    """Run a script's main() in this process -> exit status, what it wrote to stderr."""
+def in_here(script: str, flags: list[str]) -> tuple[int, str, str]:
+    """Run a script's main() in this process -> exit status, what it wrote to stderr, and to stdout."""
     main = import_module(script.removesuffix(".py")).main
-    out, sys.argv = io.StringIO(), [script, *flags]
-    with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()):
+    errors, screen, sys.argv = io.StringIO(), io.StringIO(), [script, *flags]
+
+    def too_long(*_):
+        raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
+    signal.signal(signal.SIGALRM, too_long)
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(screen):
         try:
+            signal.alarm(SECONDS)
             run_script(main)
             status = 0
         except SystemExit as end:
@@ -195,32 +209,64 @@ def in_here(script: str, flags: list[str]) -> tuple[int, str]:
         except BaseException:                 # Python would print it
             traceback.print_exc()
             status = 1
-    return status, out.getvalue()
+        finally:
+            signal.alarm(0)
+    return status, errors.getvalue(), screen.getvalue()
 
 
-def as_command(script: str, flags: list[str]) -> tuple[int, str]:
-    """Run the real command, with the same limits -> exit status, what it wrote to stderr."""
+def as_command(script: str, flags: list[str]) -> tuple[int, str, str]:
+    """Run the real command, with the same limits -> exit status, what it wrote to stderr, and to stdout."""
     def limit():
         """Of its memory."""
         resource.setrlimit(resource.RLIMIT_DATA, (4 * MEMORY, 4 * MEMORY))
-    command = [sys.executable, str(HERE.parent / script), *flags]
+    what = [str(HERE.parent / script)] if script.endswith(".py") else ["-m", script]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", preexec_fn=limit,
-                              timeout=3 * SECONDS, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return done.returncode, done.stderr
+        done = subprocess.run([sys.executable, *what, *flags], capture_output=True, text=True,
+                              errors="replace", preexec_fn=limit, timeout=3 * SECONDS,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return done.returncode, done.stderr, done.stdout
     except subprocess.TimeoutExpired:
-        return 1, "Traceback: a hang"
+        return 1, "Traceback: a hang", ""
+
+
+def scene_case(work: Path, good: Path, number: int, rng: random.Random, run) -> tuple[list[str], str, str]:
+    """Copy the good scene, damage it, train or evaluate -> what was done, the verdict, stderr."""
+    shutil.copytree(good, work / "scans")
+    done = damaged(work / "scans", rng)
+    status, errors, _ = run(*arguments(work, number))
+    ended = verdict(status, errors)
+    if ended == "success":
+        acts = [line.split()[0] for line in done]
+        ended = check.export_misread(good / "scene0001_00", work / "scans", acts) or ended
+    return done, ended, errors
+
+
+def capture_case(work: Path, rng: random.Random, run) -> tuple[list[str], str, str]:
+    """Write a capture, damage it or not, import it -> what was done, the verdict, stderr."""
+    source, out = work / "capture", work / "out"
+    truth = captures.write(source, rng)
+    before = check.digests(source)
+    done = damaged(source, rng, ANYWHERE) if rng.random() < 0.5 else []
+    after = check.digests(source)
+    known = ["--near", "1", "--far", "5"] if rng.random() < 0.8 else []
+    status, errors, screen = run("tools.import_scenes", [str(source), "--out", str(out), *known, "--every",
+                                                         str(truth.every)])
+    ended = verdict(status, errors)
+    if ended == "success":
+        ended = check.import_misread(out, truth, before, after, screen) or ended
+    return [f"a capture ({truth.layout})", *done], ended, errors
 
 
 def case(work: Path, good: Path, seed: int, number: int, real: bool) -> dict:
-    """One case from its beginning: copy the good scene, damage it, read it."""
-    rng = random.Random(seed * 1_000_003 + number)
-    shutil.copytree(good, work / "scans")
-    done = damaged(work / "scans", rng)
-    start = time.time()
-    status, errors = (as_command if real else in_here)(*arguments(work, number))
+    """One case from its beginning to its end."""
+    rng, run, start = random.Random(seed * 1_000_003 + number), as_command if real else in_here, time.time()
+    work.mkdir()
+    if number % 5 in (1, 3):
+        done, ended, errors = capture_case(work, rng, run)
+    else:
+        done, ended, errors = scene_case(work, good, number, rng, run)
     shutil.rmtree(work)
-    return {"case": number, "verdict": verdict(status, errors), "done": done, "errors": errors[-3000:],
+    return {"case": number, "verdict": ended, "done": done, "errors": errors[-3000:],
             "seconds": time.time() - start}
 
 
@@ -229,14 +275,13 @@ def worker(args) -> None:
     import torch
     torch.set_num_threads(1)
     pictures.evaluation_sheet = runs.write_state = lambda *_, **__: None
+    import_module("support.sweep").VIEWS = 3                                  # a second, not four
     folder = Path(args.folder)
 
-    def too_long(*_):
-        raise TimeoutError("a hang")          # an OSError, which run_script would catch: so its line says so
-    signal.signal(signal.SIGALRM, too_long)
+    answers, sys.stdout = sys.stdout, io.StringIO()                           # the check's scenes may speak
     # a good scene succeeds
     for script, flags in (arguments(folder / "good", 0), arguments(folder / "good", 1)):
-        status, errors = in_here(script, flags)
+        status, errors, _ = in_here(script, flags)
         assert status == 0, errors
     for what in ("run", "eval", "cache"):
         shutil.rmtree(folder / "good" / what, ignore_errors=True)
@@ -245,12 +290,10 @@ def worker(args) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     for number in range(args.first, args.first + args.cases):
         real = bool(args.real) and number % args.real == 0
-        signal.alarm(0 if real else SECONDS)
         answer = case(folder / f"case{number}", folder / "good" / "scans", args.seed, number, real)
-        signal.alarm(0)
         if "a hang" in answer["errors"]:
             answer["verdict"] = "a hang"
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 def good_scene(folder: Path) -> None:

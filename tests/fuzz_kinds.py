@@ -3,6 +3,7 @@
 Each takes a file of the scene, all of them, and the random numbers of its case.
 """
 import os
+import shutil
 
 import numpy as np
 import torch
@@ -98,4 +99,68 @@ def cameras(path, files, rng):
         path.write_text(f"{50 * f} 0 {31 * f} 0\n0 {52 * f} {24.5 * f} 0\n0 0 1 0\n0 0 0 1\n")
 
 
-KINDS = [sent, inks, bits, sparse, names, titles, cameras]
+def scene_files(files):
+    """The files of color/, pose/, depth/ and label-filt/ that are still there."""
+    return [path for path in files if path.parent.name in ("color", "pose", "depth", "label-filt")
+            and path.is_file() and not path.is_symlink()]
+
+
+def padded(path, files, rng):
+    """Zeros before the numbers, of all frames or of some."""
+    share = rng.choice([1, 1, 0.5])
+    for file in scene_files(files):
+        if file.stem.isdigit() and int(file.stem) < 110 * share:
+            file.rename(file.with_name(f"{int(file.stem):04d}{file.suffix}"))
+
+
+def again(path, files, rng):
+    """A frame is there twice, under another number; perhaps with another pose."""
+    number, posed = rng.choice(["6", "50"]), rng.choice(["6", "50"])
+    for file in scene_files(files):
+        if file.stem == (posed if file.parent.name == "pose" else number):
+            shutil.copy(file, file.with_name(f"500{file.suffix}"))
+
+
+def fewer(path, files, rng):
+    """Images of some frames are gone, or of every second; all poses stay."""
+    step = rng.choice([2, 5, 24])
+    for file in scene_files(files):
+        if file.parent.name != "pose" and file.stem.isdigit() and (int(file.stem) // 4) % step:
+            if step < 24 or file.stem == "14":
+                file.unlink()
+
+
+def frames25k(path, files, rng):
+    """scannet_frames_25k's places: six digits, cameras right in the scene, labels in label/."""
+    scene = scans_of(files) / "scene0001_00"
+    for file in scene_files(files):
+        if file.stem.isdigit():
+            file.rename(file.with_name(f"{int(file.stem) * 100:06d}{file.suffix}"))
+    for kind in ("color", "depth"):
+        (scene / f"intrinsic/intrinsic_{kind}.txt").rename(scene / f"intrinsics_{kind}.txt")
+    (scene / "intrinsic").rmdir()
+    if rng.random() < 0.5:
+        (scene / "label-filt").rename(scene / "label")
+
+
+def masks(path, files, rng):
+    """Masks beside the images, of some frames: half of the image is not to be used, all, or nothing."""
+    scene = scans_of(files) / "scene0001_00"
+    (scene / "mask").mkdir()
+    for file in scene_files(files):
+        if file.parent.name == "color" and rng.random() < 0.7:
+            mask = np.full((48, 64), 255, np.uint8)
+            mask[:, :rng.choice([0, 32, 64])] = 0
+            Image.fromarray(mask).save(scene / f"mask/{file.stem}.png")
+
+
+def parts(path, files, rng):
+    """A split of the scene's frames, good or not."""
+    numbers = [2 + 4 * i for i in range(26)]
+    text = rng.choice(["".join(f"{'test' if i % 4 == 3 else 'train'} {i}\n" for i in numbers),
+                       "".join(f"test {i}\n" for i in numbers), "train 2\ntest 2\n", "train 9999\n",
+                       "val 6\n", "train 06\n", "test x\n", "test -1\n"])
+    (scans_of(files) / "scene0001_00/split.txt").write_text(text)
+
+
+KINDS = [sent, inks, bits, sparse, names, titles, cameras, padded, again, fewer, frames25k, masks, parts]

@@ -478,6 +478,19 @@ def test_pseudo_labels_of_a_scene_without_labels_and_label_table_are_nyu40_ids(b
     assert ids <= {nyu40 for nyu40, _, _ in SCANNET20} and 0 not in ids
 
 
+def test_pseudo_labels_of_cropped_photographs_lie_where_the_photographs_do(work):
+    own = data.Scene(work / "rooms/room9000_00", 24, 36, work / "cache", crop=4)
+    model = training.load_checkpoint(work / "run/checkpoint.pt")[0].eval()
+    pseudo_labels.write_pseudo_labels(model, [own], work / "cropped")
+    frames, table = sorted(sum(data.protocol(own)[:2], [])), own.label_table
+    with torch.no_grad():
+        expected = pseudo_labels.segment(model, own.views(frames).images).argmax(1)
+    written = data.Scene(own.folder, 24, 36, work / "cache", labels=work / "cropped", crop=4)
+    labels = written.views(frames).labels
+    known = torch.isin(expected, torch.from_numpy(table[table >= 0]).long())
+    assert torch.equal(labels[known], expected[known]) and known.float().mean() > 0.1
+
+
 def run(script: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
     """A script as a user runs it, in its own process."""
     return subprocess.run([sys.executable, str(REPO / script), *map(str, arguments)], cwd=cwd,

@@ -25,6 +25,7 @@ from captures import (
     write_transforms,
 )
 from conftest import REPO, camera, write_box_scene, write_matrix
+from PIL import Image
 from test_tool_import import sens_bytes, weights, write_replica
 
 from support.files import read_near_far
@@ -280,6 +281,28 @@ def test_depth_in_another_unit_is_read_in_its_own(tmp_path):
     scene = imported(source, tmp_path / "out", measure=True)
     assert scene.views([0]).depth.unique().tolist() == pytest.approx([2.0])
     assert scene.near_far == pytest.approx((1.0, 3.0), rel=0.01)
+
+
+@pytest.mark.parametrize("size, code", [((48, 48), 6), ((48, 64), 3)])
+def test_photographs_that_exif_would_turn_unseen_are_refused(tmp_path, size, code):
+    matrix = np.array([[55.0, 0, size[1] / 2 - 0.5], [0, 55, 23.5], [0, 0, 1]])
+    source = write_transforms(tmp_path / "c", intrinsics(matrix, size), rays=pinhole(matrix, size))
+    check_pixels(imported(source, tmp_path / "out"), 24, 0.01)
+    exif = Image.Exif()
+    exif[0x0112] = code
+    for path in (source / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    line = refused(importer, source, "--out", tmp_path / "out2")
+    assert "24 of 24 images" in line and "exiftool -Orientation= " in line and "mogrify -auto-orient " in line
+
+
+def test_photographs_that_exif_would_turn_by_90_are_taken_as_stored_where_the_file_says_so(tmp_path, capsys):
+    source, exif = write_transforms(tmp_path / "c"), Image.Exif()
+    exif[0x0112] = 6
+    for path in (source / "images").iterdir():
+        Image.open(path).save(path, exif=exif)
+    check_pixels(imported(source, tmp_path / "out"), 24, 0.01)
+    assert "24 images have an EXIF orientation: taken as their pixels are stored" in said(capsys)
 
 
 # ----------------------------------------------------------------------------------------- refusals that help

@@ -40,3 +40,22 @@ def test_blank_photographs_and_cameras_in_one_place_tell_nothing(room):
     assert len(sweep.measured_depths(blank[:3], K, c2w[:3])) == 0
     noise = np.random.default_rng(0).integers(0, 256, (24, 60, 80, 3)).astype(np.uint8)
     assert len(sweep.measured_depths(list(noise), K, c2w)) < 5
+
+
+@pytest.mark.slow
+def test_the_tool_renders_each_range_of_a_capture_from_the_same_views(tmp_path, monkeypatch, capsys):
+    tool, tried = import_module("tools.near_far"), []
+
+    def evaluated(scene, out, args):
+        tried.append(tuple(map(float, (scene / "near_far.txt").read_text().split())))
+        assert (scene / "split.txt").read_text().count("test") == 4
+        return 20.0, 0.5
+    monkeypatch.setattr(tool, "evaluated", evaluated)
+    monkeypatch.setattr(tool, "WALKS", ["at one thing"])
+    monkeypatch.setattr("sys.argv", ["near_far", "5", "--height", "60", "--width", "80", "--out",
+                                     str(tmp_path / "out")])
+    tool.main()
+    assert "| 5, at one thing |" in capsys.readouterr().out
+    sweep, true, poses, less, more = tried
+    assert sweep == pytest.approx(true, rel=0.3) and poses[1] > 2 * true[1]
+    assert more[0] < sweep[0] < less[0] and less[1] < sweep[1] < more[1]

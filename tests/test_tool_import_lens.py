@@ -149,6 +149,16 @@ def test_cameras_side_by_side_see_about_the_same():
         check_middle(matrix, (96, 128), "x")
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.25])
+def test_numbers_for_a_size_a_fifth_smaller_or_larger_are_refused(factor):
+    matrix = np.array([[50.0, 0, 32 * factor - 0.5], [0, 50, 24 * factor - 0.5], [0, 0, 1]])
+    size = f"about {64 * factor:.0f}x{48 * factor:.0f}"
+    with pytest.raises(DataError, match=size):
+        check_middle(matrix, (48, 64), "x")
+    matrix[:2, 2] = 31.5, 24 * factor - 0.5                                   # the lens sits a little high
+    check_middle(matrix, (48, 64), "x")
+
+
 def test_a_lens_that_folds_the_image_has_no_pinhole_camera():
     with pytest.raises(DataError, match="no pinhole camera fits"):
         one_camera([Camera(50, 50, 31.5, 23.5, k1=-9.0)], (48, 64), "x")

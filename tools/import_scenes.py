@@ -202,8 +202,7 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> Wr
     notes = [f"{changed} of {len(photos)} images have lens distortion or a camera of their own: resampled "
              f"to one "
              f"pinhole camera (focal length {target.fx:.1f}, {target.fy:.1f})"] * bool(changed)
-    notes += [f"{turned} images have an EXIF orientation: taken as their pixels are stored"
-              for turned in [sum(has_orientation(p.image) for p in photos)] if turned]
+    notes += check_upright(photos, size)
     written = Written([], [], size, target.matrix(), False, [], notes)
     known, masked, transparent = set(), [], False
     for photo in bar(photos, name, len(photos)):
@@ -232,12 +231,31 @@ def write_photos(folder: Path, photos: list[Photo], name: str, where: str) -> Wr
     return written._replace(transparent=transparent)
 
 
-def has_orientation(path: Path) -> bool:
-    """Does an image's EXIF say that it is to be turned?"""
+def check_upright(photos: list[Photo], size: tuple[int, int]) -> list[str]:
+    """A line on images whose EXIF would turn them by 90 degrees, where their shape shows that the cameras are
+    of the pixels as they are stored. DataError where it does not: square, or to be turned by 180 or
+    mirrored."""
+    turned = [(photo.image, orientation(photo.image)) for photo in photos]
+    turned = [(image, code) for image, code in turned if code > 1]
+    if not turned:
+        return []
+    for image, code in turned:
+        if code < 5 or abs((size[0] / size[1]) ** 2 - 1) < 0.05:
+            folder = shlex.quote(str(image.parent))
+            raise DataError(f"{image}: has an EXIF orientation ({len(turned)} of {len(photos)} images), and "
+                            "their shape does not tell whether the poses are of the pixels as stored (as "
+                            f"COLMAP's) or of upright ones. As stored: exiftool -Orientation= {folder}; "
+                            f"upright: mogrify -auto-orient {folder}/*")
+    return [f"{len(turned)} images have an EXIF orientation: taken as their pixels are stored"]
+
+
+def orientation(path: Path) -> int:
+    """How an image's EXIF says that it is to be turned: 3 by 180 degrees, 6 and 8 by 90, 1 not at all; 2, 4,
+    5 and 7 mirrored, too."""
     try:
-        return iio.immeta(path, plugin="pillow", exclude_applied=False).get("Orientation", 1) not in (0, 1)
+        return int(iio.immeta(path, plugin="pillow", exclude_applied=False).get("Orientation", 1))
     except Exception:                         # no image: said elsewhere
-        return False
+        return 1
 
 
 def write_maps(folder: Path, photos: list[Photo], target: Camera, size: tuple[int, int], where: str,

@@ -53,10 +53,10 @@ def write_pseudo_labels(model, scenes: list, out: Path) -> dict:
             view, frame = scene.views([index]), scene.frames[index]
             labels = segment(model, view.images.to(device)).argmax(1).cpu()[0]                # (H, W)
             n += evaluation.confusion_matrix(labels.flatten(), view.labels.flatten(), L)
-            h, w = read_image(scene.files(frame)[0]).shape[:2]
+            h, w = (side - 2 * scene.crop for side in read_image(scene.files(frame)[0]).shape[:2])
             rows, columns = (data.nearest_pixels(new, old) for new, old in zip((h, w), labels.shape))
             raw = scene.raw_ids[labels.numpy()][rows[:, None], columns]                       # (h, w) uint16
-            write_labels(out / scene.name / f"{frame}.png", raw)
+            write_labels(out / scene.name / f"{frame}.png", np.pad(raw, scene.crop))          # cropped: 0
     return evaluation.label_metrics(n, model.classes.names)
 
 
