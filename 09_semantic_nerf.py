@@ -205,13 +205,14 @@ def parse_arguments() -> argparse.Namespace:
     add("--preset", choices=PRESETS, default="laptop", help="[laptop]")
     add("--out", help="folder for weights, metrics and pictures [runs/nerf-SCENE]")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
+    add("--crop", type=int, default=0, metavar="N", help="pixels taken off every side of the photographs [0]")
     add("--labels", metavar="FOLDER", help="train on FOLDER/SCENE/FRAME.png, not on the scene's own labels")
     add("--evaluate-at", default="", metavar="A,B,C", help="also evaluate after so many steps (Table 13)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
     add("--chunk", type=int, default=0, help="rays rendered together [0: some 16,384 samples' worth]")
     settings.add_settings(parser, Config)
     args = parser.parse_args()
-    evaluating.check_least(args, chunk=0)
+    evaluating.check_least(args, chunk=0, crop=0)
     return args
 
 
@@ -220,14 +221,14 @@ def main() -> None:
     config = Config(**{**PRESETS[args.preset], **settings.given(args, Config)})
     settings.check(config)
     machine.prepare_cpu()
-    scene = data.Scene(Path(args.scene), config.height, config.width, Path(args.cache))
+    scene, labelled = (data.Scene(Path(args.scene), config.height, config.width, Path(args.cache),
+                                  labels=labels, crop=args.crop) for labels in (None, args.labels))
     out, lock = runs.free_folder(args.out, f"nerf-{scene.name}")              # ours while `lock` is open
     source, tune, test = data.protocol(scene)
     assert not set(source + tune) & set(test), "a test view among the training views"
     if scene.has_labels and scene.classes != data.SCANNET:
         raise DataError(f"{scene.folder}: labelled with {len(scene.classes.names)} classes of its own "
                         "(classes.csv); this baseline knows ScanNet's 20")
-    labelled = data.Scene(scene.folder, config.height, config.width, Path(args.cache), labels=args.labels)
     views = labelled.views(sorted(source + tune))
     model = new_model(views, config).to(machine.pick_device(args.device))
     print(f"{scene.name}: trained on {len(views.K)} views of {config.width}x{config.height}, evaluated on "

@@ -201,10 +201,18 @@ def test_what_cannot_be_trained_is_refused(box_folder, monkeypatch, flag):
 
 @pytest.mark.slow
 def test_a_scene_without_labels_is_trained_and_evaluated_by_colour(box_copy, tmp_path, monkeypatch, capsys):
+    """Its photographs without a border, for a change."""
     shutil.rmtree(box_copy / "label-filt")
+    trained, new = [], nerf.new_model
+    monkeypatch.setattr(nerf, "new_model", lambda views, config: trained.append(views) or new(views, config))
     monkeypatch.setattr(machine, "prepare_cpu", lambda: None)                 # it would stay for other tests
     monkeypatch.setattr(sys, "argv", ["09_semantic_nerf.py", "--scene", str(box_copy), "--preset", "smoke",
-                                      "--steps", "2", "--out", str(tmp_path / "run"), "--lambda1", "0"])
+                                      "--steps", "2", "--out", str(tmp_path / "run"), "--lambda1", "0",
+                                      "--crop", "5"])
     nerf.main()
     assert "step 2: " in capsys.readouterr().out
     assert json.loads((tmp_path / "run/metrics.json").read_text())["miou"] is None
+    H, W = trained[0].images.shape[-2:]
+    cropped = data.Scene(box_copy, H, W, tmp_path / "cache", crop=5)
+    views = cropped.views(sorted(sum(data.protocol(cropped)[:2], [])))
+    assert torch.equal(trained[0].images, views.images) and torch.equal(trained[0].K, views.K)
