@@ -690,7 +690,7 @@ def test_a_training_that_is_stopped_and_resumed_ends_like_one_that_is_not(scene,
     assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == names
     with pytest.raises(runs.Stopped) as stopped:
         looped(scene, tmp_path / "cut", config, stop_after=3)
-    assert stopped.value.args == (3,)
+    assert stopped.value.args == ("3 of 9",)
     _, state = training.load_checkpoint(tmp_path / "cut/checkpoint.pt")
     assert state["step"] == 3
     cut, optimiser = looped(scene, tmp_path / "cut", config, 3, state)

@@ -158,8 +158,9 @@ def test_a_data_set_that_was_moved_is_found_by_data_and_the_printed_command_can_
     assert process.wait(60) == 130
     command = said(tmp_path).strip().splitlines()[-1].partition("continue with: ")[2]
     words = shlex.split(command)[2:]
-    assert words == ["--resume", "--out", "my run", "--data", "else where/scans"]
-    finished(*words, "--steps", 6, "--no-eval", cwd=tmp_path)
+    assert words == ["--resume", "--out", "my run", "--data", "else where/scans", "--save-every", "1",
+                     "--no-eval"]
+    finished(*words, "--steps", 6, cwd=tmp_path)
 
 
 # -------------------------------------------------------------------- 8. and 12.: modes, what is left behind

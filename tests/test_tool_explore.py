@@ -135,6 +135,18 @@ def test_the_grid_is_estimated_to_fit(content):
     assert 10 < explore.stride_that_fits(paper, 20, 8, 240, 320) < 24         # 64 samples: a coarser grid
 
 
+def test_a_finer_grid_than_fits_is_refused(monkeypatch):
+    monkeypatch.setattr(explore, "stride_that_fits", lambda *_: 9)
+    room = import_module("01_data").example_views(48, 64, 8)
+    scene = SimpleNamespace(classes=training.data.SCANNET, has_labels=True,
+                            views=lambda ids: room[:8] if len(ids) > 1 else room[8:])
+    monkeypatch.setattr(explore.evaluation, "source_views", lambda *_: list(range(8)))
+    monkeypatch.setattr(explore.evaluation, "test_views", lambda *_: [8])
+    model = training.SRay(training.Config(height=48, width=64, coarse=4, fine=4))
+    with pytest.raises(explore.DataError, match="--stride 8: .*more than 8 MB; give 9 or more"):
+        explore.payload(model, scene, 0, stride=8)
+
+
 def fits(budget, c, H, W):
     old, explore.BUDGET = explore.BUDGET, budget
     try:

@@ -326,7 +326,10 @@ def payload(model, scene, test_view: int, views: int = 8, stride: int = 0) -> di
     if not known:
         view.labels.fill_(data.IGNORE)
     V, (H, W), device = len(source_ids), view.depth.shape, next(model.parameters()).device
-    stride = stride or stride_that_fits(c, len(classes.names), V, H, W)
+    fits = stride_that_fits(c, len(classes.names), V, H, W)
+    if 0 < stride < fits:
+        raise DataError(f"--stride {stride}: the page would have more than 8 MB; give {fits} or more")
+    stride = stride or fits
     grid = data.pixel_grid(H, W).view(H, W, 2)[stride // 2::stride, stride // 2::stride]
     pixels = grid.flatten(0, 1)                                               # (R, 2)
     on_device = replace(view, K=view.K.to(device), c2w=view.c2w.to(device))
