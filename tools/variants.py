@@ -2,7 +2,7 @@
 
 A row is a subclass of 07's Level. It differs in what turns M into M'', and in nothing else: 07 trains it, 08
 evaluates it. A diagnostic tells the level what no photograph tells (true visibility, true depth), or what the
-public reference tells it (mean and variance over the views), to find out what is missing where attention sits.
+public reference tells it (mean and variance over the views): what is missing where attention sits?
 
 Dimension key: R rays, S samples, V source views, C channels, A heads, D head dim; B sequences of N tokens.
 Test: pytest tests/test_tool_attention.py
@@ -22,6 +22,7 @@ data = import_module("01_data")                    # project
 encoder = import_module("02_encoder")              # CHANNELS
 reprojection = import_module("03_reprojection")    # in_view
 cra = import_module("04_cra")                      # key_bias
+weighting = import_module("05_weighting")          # semantic_ray
 geometry = import_module("06_geometry_render")     # pool_views
 training = import_module("07_train")               # Config, Level, SRay, load_checkpoint
 
@@ -47,8 +48,8 @@ class TokenBlock(nn.Module):
 
 
 def mean_of_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """04's `attention` with all scores equal: q, k, v (B, A, N, D), mask (B, N) -> the mean of the values that
-    may be read, (B, A, N, D)."""
+    """04's `attention` with all scores equal: q, k, v (B, A, N, D), mask (B, N) -> the mean of the values
+    that may be read, (B, A, N, D)."""
     share = cra.key_bias(mask, v.dtype).softmax(dim=-1)                       # (B, t)
     # out[b,a,s,d] = sum_t share[b,t] v[b,a,t,d]
     return torch.einsum("bt,batd->bad", share, v)[:, :, None].expand_as(q)
@@ -91,7 +92,7 @@ class Plain(training.Level):
             tokens = self.join(torch.cat([M, beside], dim=-1)) * mask[..., None]      # (R, S, V, C)
         refined = self.cra(tokens, mask, index)                               # M'': (R, S, V, C)
         w = self.weights(M, differences, visibility, mask)                    # (R, S, V)
-        return self.head(training.weighting.semantic_ray(w, refined)), w
+        return self.head(weighting.semantic_ray(w, refined)), w
 
 
 class TokenMLP(Plain):
@@ -153,8 +154,8 @@ class TrueDepth:
             for i, pose in enumerate(scene.c2w):
                 other, _ = self.where.setdefault(pose.numpy().tobytes(), (scene, i))
                 if other.folder != scene.folder:
-                    raise DataError(f"{scene.folder} and {other.folder} have a camera of the same pose: whose "
-                                    "depth is meant cannot be told")
+                    raise DataError(f"{scene.folder} and {other.folder} have a camera of the same pose: "
+                                    "whose depth is meant cannot be told")
 
     def of(self, c2w: Tensor) -> Tensor:
         """The depth map (H, W) of a camera of pose c2w (4, 4), 0 where unknown."""
@@ -166,8 +167,8 @@ class TrueDepth:
 
 
 def sees(points: Tensor, K: Tensor, c2w: Tensor, depth: Tensor, tolerance: float = SURFACE) -> Tensor:
-    """Points (..., 3), V source views with true depth maps (V, H, W) -> (..., V) bool: the view's depth at the
-    point's pixel is the point's own. False for what is hidden from it, and for free space."""
+    """Points (..., 3), V source views with true depth maps (V, H, W) -> (..., V) bool: the view's depth at
+    the point's pixel is the point's own. False for what is hidden from it, and for free space."""
     V, H, W = depth.shape
     uv, z = data.project(points, K, c2w)                                      # (..., V, 2), (..., V)
     inside = reprojection.in_view(uv, z, H, W)                                # (..., V)
@@ -201,7 +202,7 @@ class AtSurface(training.SRay):
         return super().render_level(level, origin, directions, z, *more)
 
 
-# ----------------------------------------------------------------------------------------------- a whole model
+# ---------------------------------------------------------------------------------------------- a whole model
 
 @dataclass(frozen=True)
 class Variant:
@@ -253,3 +254,74 @@ def load(variant: Variant, path: Path, truth: TrueDepth | None = None) -> tuple:
     model = build(variant, plain.config, plain.classes, truth)
     model.load_state_dict(state["model"])
     return model, state
+
+
+# ----------------------------------------------------------------- where attention looks, at the true surface
+
+def rank_agreement(score: Tensor, truth: Tensor) -> float:
+    """How often a true one of scores (N,) is above a false one, in percent, ties counted half (the area under
+    the ROC curve); 50 is chance. NaN where all are true or none is."""
+    _, where, counts = score.unique(return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0) - (counts - 1) / 2)[where].double()              # (N,) from 1, ties share theirs
+    positive = truth.sum().item()
+    pairs = positive * (len(truth) - positive)
+    return 100 * (rank[truth].sum().item() - positive * (positive + 1) / 2) / pairs if pairs else float("nan")
+
+
+def attention_received(level: nn.Module, context: tuple) -> tuple[Tensor, Tensor]:
+    """How much each token is read along its ray, and across the views: (R, S, V) each, mean over heads and
+    valid readers, times the number of valid keys: 1 is what uniform attention gives."""
+    M, _, mask, _, index = context[:5]
+    intra, cross = level.cra.maps(M, mask, index)         # (R, V, A, S, S), (R, S, A, V, V)
+    valid = mask.to(M.dtype)                                                  # (R, S, V)
+    # along[r,t,v] = sum_s valid[r,s,v] intra[r,v,s,t]    across[r,s,v] = sum_u valid[r,s,u] cross[r,s,u,v]
+    along = torch.einsum("rsv,rvst->rtv", valid, intra.mean(2))
+    across = torch.einsum("rsu,rsuv->rsv", valid, cross.mean(2))
+    return along, across     # as many readers as keys: the mean times their number is the sum
+
+
+@torch.no_grad()
+def looked_at(model, sources, depths: Tensor, view, pixels: Tensor) -> dict[str, Tensor]:
+    """Rays of a test view at pixels (R, 2), at the fine level's samples -> for each valid token (T,): what is
+    true of it ("at surface": within 5% of the ray's true depth; "seen": and the view sees it), and scores.
+    depths (V, H, W): the source views' true ones."""
+    fine = model(sources, pixels, view.K, view.c2w, fine_only=True)["fine"]
+    z, (origin, directions) = fine["z"], data.rays(pixels, view.K, view.c2w)
+    context, _, _ = model.fine.context_and_density(origin, directions, z, sources, colour=False)
+    mask, shape = context[2], context[2].shape                                # (R, S, V)
+    u, v = pixels.long().unbind(-1)
+    surface = view.depth[v, u][:, None]                                       # (R, 1)
+    points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
+    near = ((z - surface).abs() < SURFACE * surface)[..., None].expand(shape)
+    along, across = attention_received(model.fine, context)
+    found = {"at surface": near, "seen": near & sees(points, sources.K, sources.c2w, depths),
+             "intra-view attention": along, "cross-view attention": across,
+             "view weight (eq. 3)": fine["w"] * mask.sum(-1, keepdim=True),
+             "baseline: sample index": -torch.arange(shape[1]).float()[:, None].expand(shape),
+             "baseline: rendering weight": fine["weights"][..., None].expand(shape)}
+    known = mask & (surface > 0)[..., None]                                   # (R, S, V)
+    return {name: x[known] for name, x in found.items()}
+
+
+def looking(model, scene, views: int, rays: int = 500) -> dict[str, dict[str, float]]:
+    """Does attention look at the surface, and at views that see it? For every score rank_agreement, mean over
+    a scene's test views: "surface": tokens at the surface that the view sees before those away from it;
+    "visible": at the surface, tokens whose view sees it before those from whose view it is hidden."""
+    if model.config.cra != "full":
+        raise DataError(f"attention {model.config.cra}: only full CRA has both attention maps")
+    evaluation = import_module("08_eval")
+    source_views = scene.views(evaluation.source_views(scene, views))
+    with torch.no_grad():
+        sources = model.eval().encode(source_views)
+    H, W = source_views.depth.shape[1:]
+    pixels = data.pixel_grid(H, W)[::max(1, H * W // rays)]
+    found: dict[str, dict[str, list]] = {}
+    for view in (scene.views([i])[0] for i in evaluation.test_views(scene)):
+        tokens = looked_at(model, sources, source_views.depth, view, pixels)
+        near, seen = tokens.pop("at surface"), tokens.pop("seen")
+        for name, score in tokens.items():
+            one = found.setdefault(name, {"surface": [], "visible": []})
+            one["surface"].append(rank_agreement(score[seen | ~near], seen[seen | ~near]))
+            one["visible"].append(rank_agreement(score[near], seen[near]))
+    return {name: {of: torch.tensor(values).nanmean().item() for of, values in one.items()}
+            for name, one in found.items()}
