@@ -89,14 +89,20 @@ def folder_of(args, name: str):
     lock.close()
 
 
+def true_depth(variant: Variant) -> TrueDepth | None:
+    """Where a diagnostic that is told the truth finds it."""
+    return TrueDepth() if variant.told else None
+
+
 def trained(args, name: str, variant: Variant, config, flags: Namespace, weights: dict,
             known: dict | None = None) -> tuple:
     """Train a variant in runs/attention/NAME, from its last checkpoint if there is one, else from `weights`
     by name. known: the checkpoint that they are of, in fine-tuning. -> model, run, true depths."""
     with folder_of(args, name) as out:
         run, scenes, frames, classes, _ = starting.load_data(flags, config, known, name, data, rooms)
-        truth, path = TrueDepth(), out / "checkpoint.pt"
-        truth.add(scenes)
+        truth, path = true_depth(variant), out / "checkpoint.pt"
+        if truth:
+            truth.add(scenes)
         model, step = initial(variant, config, classes, truth, weights), 0
         optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         if path.exists():
@@ -112,12 +118,18 @@ def trained(args, name: str, variant: Variant, config, flags: Namespace, weights
     return model.eval(), run, truth
 
 
-def measure(args, model, run: dict, names: list[str], truth: TrueDepth, out: Path) -> dict[str, dict]:
+def open_scene(args, config, run: dict, name: str):
+    """A room of a run."""
+    return data.Scene(Path(run["root"]) / name, config.height, config.width, Path(args.cache), config.every)
+
+
+def measure(args, model, run: dict, names: list[str], truth: TrueDepth | None, out: Path) -> dict[str, dict]:
     """08's evaluation of each of these rooms by itself, with as many source views as in training."""
     c, found = model.config, {}
     for name in names:
-        scene = data.Scene(Path(run["root"]) / name, c.height, c.width, Path(args.cache), c.every)
-        truth.add([scene])
+        scene = open_scene(args, c, run, name)
+        if truth:
+            truth.add([scene])
         metrics = evaluation.evaluate(model, [scene], out, f"{c.width}x{c.height}", views=c.views)
         found[name] = {key: metrics[key] for key in METRICS}
     return found
@@ -129,11 +141,14 @@ def command() -> str:
 
 
 def record(args, name: str, variant: Variant, config, started: float, **facts) -> None:
-    """results/attention/NAME.json: the row, what made it and what came out."""
+    """results/attention/NAME.json: the row, what made it (settings: what is not 07's default), what came
+    out."""
+    usual = asdict(training.Config())
+    settings = {key: value for key, value in asdict(config).items() if value != usual[key]}
     write_json(Path(args.out) / f"{name}.json", {
         "row": variant.row, "join": variant.join, "true_depth": variant.true_depth, "tau": variant.tau,
         "seed": args.seed, "command": command(), "hardware": benchmark.hardware("cpu"),
-        "seconds_of_this_call": round(time.time() - started), "config": asdict(config), **facts})
+        "seconds_of_this_call": round(time.time() - started), "settings": settings, **facts})
     print(f"wrote {Path(args.out) / name}.json", flush=True)
 
 
@@ -212,7 +227,7 @@ def probe(args) -> None:
     name = f"probe-{variant.label}-seed{args.seed}"
     if there(args, name):
         return
-    truth = TrueDepth()
+    truth = true_depth(variant)
     model, state = load(variant, base_of(args, variant), truth)
     out, found = Path(args.runs) / name, {}
     for tau in TAUS:
@@ -232,11 +247,10 @@ def look(args) -> None:
     name = f"look-{variant.label}-seed{args.seed}"
     if there(args, name):
         return
-    model, state = load(variant, base_of(args, variant), TrueDepth())
+    model, state = load(variant, base_of(args, variant))
     c, found = model.config, {}
     for room in state["run"]["test"]:
-        scene = data.Scene(Path(state["run"]["root"]) / room, c.height, c.width, Path(args.cache), c.every)
-        found[room] = looking(model, scene, c.views)
+        found[room] = looking(model, open_scene(args, c, state["run"], room), c.views)
     record(args, name, variant, c, started, looking=found)
 
 

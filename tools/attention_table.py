@@ -185,8 +185,9 @@ def looks(results: Results) -> str:
             for what, ranks in scored.items():
                 for of, value in ranks.items():
                     row = found.setdefault((name.split("-seed")[0].removeprefix("look-"), what), {})
-                    row.setdefault(of, {})[room, run["seed"]] = value if value is not None else math.nan
-    lines = [f"| {row} | {what} | {over_seeds(of['surface'])} | {over_seeds(of['visible'])} |"
+                    if value is not None:
+                        row.setdefault(of, {})[room, run["seed"]] = value
+    lines = [f"| {row} | {what} | {over_seeds(of.get('surface', {}))} | {over_seeds(of.get('visible', {}))} |"
              for (row, what), of in found.items()]
     head = ["| trained | score | finds the seen surface, % of pairs | tells seen from hidden there |",
             "|---|---|---|---|"]

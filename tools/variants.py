@@ -166,15 +166,22 @@ class TrueDepth:
         return self.maps[key].to(c2w.device)
 
 
-def sees(points: Tensor, K: Tensor, c2w: Tensor, depth: Tensor, tolerance: float = SURFACE) -> Tensor:
-    """Points (..., 3), V source views with true depth maps (V, H, W) -> (..., V) bool: the view's depth at
-    the point's pixel is the point's own. False for what is hidden from it, and for free space."""
+def depths_there(points: Tensor, K: Tensor, c2w: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (..., 3), V source views with true depth maps (V, H, W) -> each view's z of the point, and its
+    true depth at the point's pixel, 0 where unknown or outside the image: (..., V) each."""
     V, H, W = depth.shape
     uv, z = data.project(points, K, c2w)                                      # (..., V, 2), (..., V)
     inside = reprojection.in_view(uv, z, H, W)                                # (..., V)
-    u, v = uv.nan_to_num().round().long().unbind(-1)                          # (..., V) each
+    u, v = uv.masked_fill(~inside[..., None], 0).round().long().unbind(-1)    # (..., V) each
     there = depth[torch.arange(V, device=depth.device), v.clamp(0, H - 1), u.clamp(0, W - 1)]
-    return inside & ((z - there).abs() < tolerance * there)
+    return z, there * inside
+
+
+def sees(points: Tensor, K: Tensor, c2w: Tensor, depth: Tensor, tolerance: float = SURFACE) -> Tensor:
+    """depths_there's points and views -> (..., V) bool: the view's depth at the point's pixel is the point's
+    own. False for what is hidden from it, for free space, and where its depth is unknown."""
+    z, there = depths_there(points, K, c2w, depth)
+    return (z - there).abs() < tolerance * there                              # (..., V)
 
 
 def at_surface(z: Tensor, surface: Tensor, reach: float = 0.02) -> Tensor:
@@ -217,6 +224,11 @@ class Variant:
         """A name for files: "full", "mlp+visibility", "full+true_depth", "full-tau_1"."""
         more = f"+{self.join}" * bool(self.join) + "+true_depth" * self.true_depth
         return self.row + more + f"-tau_{self.tau:g}" * (self.tau != training.Config.tau)
+
+    @property
+    def told(self) -> bool:
+        """Does it need true depth maps?"""
+        return self.true_depth or self.join == "visibility"
 
     def level(self, truth: TrueDepth | None):
         """What makes one of its levels of 07's config and a number of classes."""
@@ -299,7 +311,8 @@ def looked_at(model, sources, depths: Tensor, view, pixels: Tensor) -> dict[str,
              "view weight (eq. 3)": fine["w"] * mask.sum(-1, keepdim=True),
              "baseline: sample index": -torch.arange(shape[1]).float()[:, None].expand(shape),
              "baseline: rendering weight": fine["weights"][..., None].expand(shape)}
-    known = mask & (surface > 0)[..., None]                                   # (R, S, V)
+    there = depths_there(points, sources.K, sources.c2w, depths)[1]           # (R, S, V)
+    known = mask & (surface > 0)[..., None] & (there > 0)                     # (R, S, V)
     return {name: x[known] for name, x in found.items()}
 
 
