@@ -13,7 +13,7 @@ ROW: none, mlp, uniform, full, intra, cross, dense, average (tools/variants.py).
 parameters as full CRA, and no token reads another. Every row has the same rooms, the same draws, the same
 number of source views in training and evaluation and, but for the attention, the same initial weights.
 
-Diagnostics, of train and finetune: --join moments | visibility (stands beside M where attention reads it),
+probe and look take --checkpoint weights/sray_rooms.pt, too. Diagnostics, of train and finetune: --join moments | visibility (stands beside M where attention reads it),
 --true-depth (fine samples at the true surface), --tau (Table 4).
 
 A run is one small file in results/attention and a folder in runs/attention. What is there is not run again,
@@ -39,7 +39,7 @@ import torch
 from support import machine, runs, starting
 from support.files import DataError, run_script, write_json
 from tools import attention_table, benchmark
-from tools.experiments import SEGMENTER
+from tools.experiments import SEGMENTER, unseen_root
 from tools.variants import JOINED, ROWS, TrueDepth, Variant, initial, load, looking, mean_of_keys
 
 rooms = import_module("00_rooms")              # make_rooms
@@ -118,19 +118,21 @@ def trained(args, name: str, variant: Variant, config, flags: Namespace, weights
     return model.eval(), run, truth
 
 
-def open_scene(args, config, run: dict, name: str):
-    """A room of a run."""
-    return data.Scene(Path(run["root"]) / name, config.height, config.width, Path(args.cache), config.every)
+def open_scene(args, config, run: dict, name: str, truth: TrueDepth | None):
+    """A room of a run, its true depth known to a diagnostic that needs it."""
+    root = unseen_root(run) if name in run["test"] else Path(run["root"])
+    scene = data.Scene(root / name, config.height, config.width, Path(args.cache), config.every)
+    if truth:
+        truth.add([scene])
+    return scene
 
 
 def measure(args, model, run: dict, names: list[str], truth: TrueDepth | None, out: Path) -> dict[str, dict]:
     """08's evaluation of each of these rooms by itself, with as many source views as in training."""
     c, found = model.config, {}
     for name in names:
-        scene = open_scene(args, c, run, name)
-        if truth:
-            truth.add([scene])
-        metrics = evaluation.evaluate(model, [scene], out, f"{c.width}x{c.height}", views=c.views)
+        scene = open_scene(args, c, run, name, truth)
+        metrics = evaluation.evaluate(model, [scene], out, f"{c.width}x{c.height}", c.views, 0, args.preview)
         found[name] = {key: metrics[key] for key in METRICS}
     return found
 
@@ -183,7 +185,7 @@ def encoder_weights(args) -> dict:
 def train(args) -> None:
     """(a): a row trained on the training rooms, measured on every unseen one."""
     variant, started = variant_of(args), time.time()
-    name = f"generalise-{variant.label}-seed{args.seed}"
+    name = name_of(args, "generalise", variant)
     if there(args, name):
         return
     config = config_of(args, variant)
@@ -192,9 +194,16 @@ def train(args) -> None:
            rooms=measure(args, model, run, run["test"], truth, Path(args.runs) / name / "eval"))
 
 
+def name_of(args, kind: str, variant: Variant) -> str:
+    """A run's name, for its folder and its file."""
+    return f"{kind}-{Path(args.checkpoint).stem if args.checkpoint else f'{variant.label}-seed{args.seed}'}"
+
+
 def base_of(args, variant: Variant) -> Path:
-    """The finished checkpoint of (a). DataError if there is none."""
-    name = f"generalise-{variant.label}-seed{args.seed}"
+    """The finished checkpoint of (a), or --checkpoint. DataError if there is none."""
+    if args.checkpoint:
+        return Path(args.checkpoint)
+    name = name_of(args, "generalise", variant)
     path = Path(args.runs) / name / "checkpoint.pt"
     if not path.exists() or not (Path(args.out) / f"{name}.json").exists():
         raise DataError(f"{path}: not trained to its end; first, with the same flags: "
@@ -211,7 +220,7 @@ def finetune(args) -> None:
         **base["config"], "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
         **FINETUNE[args.size]}))
     for room in base["run"]["test"][:args.rooms]:
-        name, started = f"finetune-{variant.label}-seed{args.seed}-{room}", time.time()
+        name, started = f"{name_of(args, 'finetune', variant)}-{room}", time.time()
         if there(args, name):
             continue
         flags = scene_flags(args, room, path)
@@ -224,33 +233,34 @@ def probe(args) -> None:
     """(a)'s weights as they are, but for tau; and, of full CRA, for the scores: what attention's choice is
     worth to weights that were trained with it."""
     variant, started = variant_of(args), time.time()
-    name = f"probe-{variant.label}-seed{args.seed}"
+    name = name_of(args, "probe", variant)
     if there(args, name):
         return
     truth = true_depth(variant)
     model, state = load(variant, base_of(args, variant), truth)
-    out, found = Path(args.runs) / name, {}
+    out, found, run = Path(args.runs) / name, {}, state["run"]
     for tau in TAUS:
         model.coarse.weights.tau = model.fine.weights.tau = tau
-        found[f"tau {tau:g}"] = measure(args, model, state["run"], state["run"]["test"], truth, out)
+        found[f"tau {tau:g}"] = measure(args, model, run, run["test"][:args.rooms], truth, out)
     if variant.row == "full":
         model.coarse.weights.tau = model.fine.weights.tau = variant.tau
         for level in (model.coarse, model.fine):
             level.cra.L4.attend = level.cra.L6.attend = mean_of_keys
-        found["uniform scores"] = measure(args, model, state["run"], state["run"]["test"], truth, out)
+        found["uniform scores"] = measure(args, model, run, run["test"][:args.rooms], truth, out)
     record(args, name, variant, model.config, started, changed=found)
 
 
 def look(args) -> None:
     """Figure 1's claim at the true surface, beside what needs no attention. See variants.looking."""
     variant, started = variant_of(args), time.time()
-    name = f"look-{variant.label}-seed{args.seed}"
+    name = name_of(args, "look", variant)
     if there(args, name):
         return
-    model, state = load(variant, base_of(args, variant))
+    truth = true_depth(variant)
+    model, state = load(variant, base_of(args, variant), truth)
     c, found = model.config, {}
-    for room in state["run"]["test"]:
-        found[room] = looking(model, open_scene(args, c, state["run"], room), c.views)
+    for room in state["run"]["test"][:args.rooms]:
+        found[room] = looking(model, open_scene(args, c, state["run"], room, truth), c.views)
     record(args, name, variant, c, started, looking=found)
 
 
@@ -287,7 +297,9 @@ def parse_arguments() -> Namespace:
     add("--tau", type=float, default=Variant.tau, help=f"eq. 3's, in training [{Variant.tau}]")
     add("--join", choices=JOINED, default="", help="diagnostic: what stands beside M for attention to read")
     add("--true-depth", action="store_true", help="diagnostic: fine samples at the true surface")
-    add("--rooms", type=int, default=ROOMS, help=f"unseen rooms to fine-tune on [{ROOMS}]")
+    add("--rooms", type=int, default=ROOMS, help=f"unseen rooms to fine-tune on, probe, look at [{ROOMS}]")
+    add("--checkpoint", help="probe, look: of these weights of full CRA, not of a training of this tool")
+    add("--preview", type=int, default=1, metavar="N", help="every N-th row and column of test views alone [1]")
     add("--steps", type=int, help="training steps [the size's]")
     add("--size", choices=SIZES, default="laptop", help="[laptop]")
     add("--scene", default="rooms", help="as in 07: rooms, or a folder of scenes [rooms]")
@@ -296,6 +308,10 @@ def parse_arguments() -> Namespace:
     add("--runs", default="runs/attention", help="folder of the trainings [runs/attention]")
     add("--out", default="results/attention", help="folder of the results [results/attention]")
     args = parser.parse_args()
+    if args.checkpoint and args.what in ("probe", "look"):
+        args.row = "full"
+    elif args.checkpoint:
+        raise DataError("--checkpoint: is for probe and look")
     if args.what in ("train", "finetune", "probe", "look") and not args.row:
         raise DataError(f"{args.what}: which row? One of {', '.join(ROWS)}")
     return args
