@@ -60,7 +60,7 @@ def sources(scene):
         return model.encode(scene.views([4, 7, 9])), scene.views([6])[0]
 
 
-# ------------------------------------------------------------------------------------------------ the controls
+# ----------------------------------------------------------------------------------------------- the controls
 
 def test_the_mlp_has_the_parameters_of_full_attention_within_two_percent():
     full, mlp = count(level_of("full").cra), count(level_of("mlp").cra)
@@ -332,7 +332,7 @@ def root_of_two(tmp_path_factory):
 
 def arguments(root, tmp_path):
     folders = {name: str(tmp_path / name) for name in ("cache", "runs", "out")}
-    return Namespace(size="smoke", seed=0, steps=4, scene=str(root), data=None, rooms=1, preview=1,
+    return Namespace(size="smoke", seed=0, steps=4, scene=str(root), data=None, rooms=None, preview=1,
                      checkpoint=None, **folders)
 
 
@@ -371,9 +371,6 @@ def test_train_finetune_and_table_by_the_real_command(root_of_two, tmp_path):
     assert "tools.attention train mlp" in run("finetune", "mlp", code=2)
     run("train", "mlp")
     run("finetune", "mlp")
-    run("train", "full")
-    run("look", "full")
-    run("probe", "full")
     results = tmp_path / "results" / "attention"
     first = json.loads((results / "generalise-mlp-seed0.json").read_text())
     tuned = json.loads((results / "finetune-mlp-seed0-scene0002_00.json").read_text())
@@ -381,6 +378,26 @@ def test_train_finetune_and_table_by_the_real_command(root_of_two, tmp_path):
     assert first["settings"]["source_loss"] > 0 and "source_loss" not in tuned["settings"]    # 07's own: 0
     assert first["settings"]["views"] == tuned["settings"]["views"] == 4
     assert "there already" in run("train", "mlp")
-    shown = run("table")
-    assert f"| none + MLP | {first['rooms']['scene0002_00']['miou']:.2f} |" in shown
+    assert f"| none + MLP | {first['rooms']['scene0002_00']['miou']:.2f} |" in run("table")
+
+
+@pytest.mark.slow
+def test_probe_and_look_measure_the_weights_as_they_are(root_of_two, tmp_path, monkeypatch, capsys):
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["attention", *words, "--size", "smoke", "--scene", str(root_of_two)])
+        attention.main()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(attention, "TAUS", (1.0, 0.7))
+    run("encoder")
+    run("train", "full")
+    run("probe", "full")
+    run("look", "full")
+    results = tmp_path / "results" / "attention"
+    changed = json.loads((results / "probe-full-seed0.json").read_text())["changed"]
+    assert list(changed) == ["tau 1", "tau 0.7", "uniform scores"]
+    assert changed["tau 0.7"] == json.loads((results / "generalise-full-seed0.json").read_text())["rooms"]
+    assert changed["tau 1"] != changed["tau 0.7"] != changed["uniform scores"]
+    capsys.readouterr()
+    run("table")
+    shown = capsys.readouterr().out
     assert "| full | uniform scores |" in shown and "| full | baseline: rendering weight |" in shown

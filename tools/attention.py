@@ -13,8 +13,8 @@ ROW: none, mlp, uniform, full, intra, cross, dense, average (tools/variants.py).
 parameters as full CRA, and no token reads another. Every row has the same rooms, the same draws, the same
 number of source views in training and evaluation and, but for the attention, the same initial weights.
 
-probe and look take --checkpoint weights/sray_rooms.pt, too. Diagnostics, of train and finetune: --join moments | visibility (stands beside M where attention reads it),
---true-depth (fine samples at the true surface), --tau (Table 4).
+Diagnostics: --join moments | visibility (stands beside M where attention reads it), --true-depth (fine samples
+at the true surface); and --tau (Table 4). probe and look also take --checkpoint weights/sray_rooms.pt.
 
 A run is one small file in results/attention and a folder in runs/attention. What is there is not run again,
 and what was interrupted goes on. A training step is 07's, an evaluation 08's.
@@ -219,7 +219,7 @@ def finetune(args) -> None:
     config = starting.usable(training.Config(**{
         **base["config"], "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
         **FINETUNE[args.size]}))
-    for room in base["run"]["test"][:args.rooms]:
+    for room in base["run"]["test"][:args.rooms or ROOMS]:
         name, started = f"{name_of(args, 'finetune', variant)}-{room}", time.time()
         if there(args, name):
             continue
@@ -297,9 +297,9 @@ def parse_arguments() -> Namespace:
     add("--tau", type=float, default=Variant.tau, help=f"eq. 3's, in training [{Variant.tau}]")
     add("--join", choices=JOINED, default="", help="diagnostic: what stands beside M for attention to read")
     add("--true-depth", action="store_true", help="diagnostic: fine samples at the true surface")
-    add("--rooms", type=int, default=ROOMS, help=f"unseen rooms to fine-tune on, probe, look at [{ROOMS}]")
+    add("--rooms", type=int, help=f"unseen rooms, of finetune [{ROOMS}], probe and look [all]")
     add("--checkpoint", help="probe, look: of these weights of full CRA, not of a training of this tool")
-    add("--preview", type=int, default=1, metavar="N", help="every N-th row and column of test views alone [1]")
+    add("--preview", type=int, default=1, metavar="N", help="test views' every N-th row and column alone [1]")
     add("--steps", type=int, help="training steps [the size's]")
     add("--size", choices=SIZES, default="laptop", help="[laptop]")
     add("--scene", default="rooms", help="as in 07: rooms, or a folder of scenes [rooms]")
