@@ -384,7 +384,8 @@ def test_train_finetune_and_table_by_the_real_command(root_of_two, tmp_path):
 @pytest.mark.slow
 def test_probe_and_look_measure_the_weights_as_they_are(root_of_two, tmp_path, monkeypatch, capsys):
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["attention", *words, "--size", "smoke", "--scene", str(root_of_two)])
+        words = ["attention", *words, "--size", "smoke", "--scene", str(root_of_two)]
+        monkeypatch.setattr(sys, "argv", words)
         attention.main()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(attention, "TAUS", (1.0, 0.7))

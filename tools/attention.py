@@ -13,8 +13,8 @@ ROW: none, mlp, uniform, full, intra, cross, dense, average (tools/variants.py).
 parameters as full CRA, and no token reads another. Every row has the same rooms, the same draws, the same
 number of source views in training and evaluation and, but for the attention, the same initial weights.
 
-Diagnostics: --join moments | visibility (stands beside M where attention reads it), --true-depth (fine samples
-at the true surface); and --tau (Table 4). probe and look also take --checkpoint weights/sray_rooms.pt.
+Diagnostics: --join moments | visibility (stands beside M where attention reads it), --true-depth (fine
+samples at the true surface); and --tau (Table 4). probe and look take --checkpoint weights/sray_rooms.pt too.
 
 A run is one small file in results/attention and a folder in runs/attention. What is there is not run again,
 and what was interrupted goes on. A training step is 07's, an evaluation 08's.
