@@ -248,6 +248,21 @@ def test_attention_received_is_one_where_attention_is_uniform_and_is_what_valid_
         assert torch.allclose(received[mask], torch.ones(int(mask.sum())), atol=1e-5)
 
 
+def test_tokens_are_seen_or_hidden_as_the_views_true_depths_say(scene, sources):
+    found, target = sources
+    model = variants.build(Variant("full"), CONFIG, data.SCANNET).eval()
+    depths, pixels = scene.views([4, 7, 9]).depth, data.pixel_grid(48, 64)[::97]
+    tokens = variants.looked_at(model, found, depths, target, pixels)
+    assert tokens["seen"].float().mean() > 0.5 and not tokens["hidden"].any()  # the box is empty
+    assert 0 < tokens["near"].float().mean() < 1 and not tokens["contested"].any()
+    depths[0] = 0.3                                               # a screen right before the first view
+    after = variants.looked_at(model, found, depths, target, pixels)
+    assert after["hidden"].any() and not (after["hidden"] & after["seen"]).any()
+    assert not (after["hidden"] & ~tokens["seen"] & tokens["contested"]).any() and after["contested"].any()
+    assert torch.equal(tokens["seen"] & ~after["seen"], tokens["seen"] & after["hidden"])
+    assert all(torch.equal(tokens[x], after[x]) for x in ("near", "intra-view attention"))
+
+
 def test_looking_has_attention_and_both_baselines(scene):
     model = variants.build(Variant("full"), CONFIG, data.SCANNET)
     found = variants.looking(model, scene, V, rays=60)

@@ -193,7 +193,7 @@ def looks(results: Results) -> str:
                         row.setdefault(of, {})[room, run["seed"]] = value
     lines = [f"| {row} | {what} | {over_seeds(of.get('surface', {}))} | {over_seeds(of.get('visible', {}))} |"
              for (row, what), of in found.items()]
-    head = ["| trained | score | finds the seen surface, % of pairs | tells seen from hidden there |",
+    head = ["| trained | score | finds the surface, % of pairs | tells who sees it from whom it is hidden |",
             "|---|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else ""
 

@@ -294,32 +294,38 @@ def attention_received(level: nn.Module, context: tuple) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def looked_at(model, sources, depths: Tensor, view, pixels: Tensor) -> dict[str, Tensor]:
-    """Rays of a test view at pixels (R, 2), at the fine level's samples -> for each valid token (T,): what is
-    true of it ("at surface": within 5% of the ray's true depth; "seen": and the view sees it), and scores.
-    depths (V, H, W): the source views' true ones."""
+    """Rays of a test view at pixels (R, 2), at the fine level's samples -> for each valid token (T,) what is
+    true of it, and scores. depths (V, H, W): the source views' true ones.
+
+    near: the sample is within 5% of the ray's true surface. seen, hidden: the view sees that surface (its own
+    depth there agrees within 5%), or something stands before it (by 20%, so that no edge's pixel counts).
+    contested: of a ray that some views see and from some is hidden."""
     fine = model(sources, pixels, view.K, view.c2w, fine_only=True)["fine"]
     z, (origin, directions) = fine["z"], data.rays(pixels, view.K, view.c2w)
     context, _, _ = model.fine.context_and_density(origin, directions, z, sources, colour=False)
     mask, shape = context[2], context[2].shape                                # (R, S, V)
     u, v = pixels.long().unbind(-1)
     surface = view.depth[v, u][:, None]                                       # (R, 1)
-    points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
-    near = ((z - surface).abs() < SURFACE * surface)[..., None].expand(shape)
+    points = origin + surface * directions                                    # (R, 3)
+    own, there = depths_there(points, sources.K, sources.c2w, depths)         # (R, V)
+    seen = (own - there).abs() < SURFACE * there                              # (R, V)
+    hidden = (there > 0) & (own > 1.2 * there)                                # (R, V)
+    contested = (seen.any(1) & hidden.any(1))[:, None]                        # (R, 1)
     along, across = attention_received(model.fine, context)
-    found = {"at surface": near, "seen": near & sees(points, sources.K, sources.c2w, depths),
-             "intra-view attention": along, "cross-view attention": across,
+    near = (z - surface).abs() < SURFACE * surface                            # (R, S)
+    found = {"near": near[:, :, None], "seen": seen[:, None], "hidden": hidden[:, None],
+             "contested": contested[:, None], "intra-view attention": along, "cross-view attention": across,
              "view weight (eq. 3)": fine["w"] * mask.sum(-1, keepdim=True),
-             "baseline: sample index": -torch.arange(shape[1]).float()[:, None].expand(shape),
-             "baseline: rendering weight": fine["weights"][..., None].expand(shape)}
-    there = depths_there(points, sources.K, sources.c2w, depths)[1]           # (R, S, V)
-    known = mask & (surface > 0)[..., None] & (there > 0)                     # (R, S, V)
-    return {name: x[known] for name, x in found.items()}
+             "baseline: sample index": -torch.arange(shape[1]).float()[:, None],
+             "baseline: rendering weight": fine["weights"][..., None]}
+    known = mask & (surface > 0)[..., None]                                   # (R, S, V)
+    return {name: x.expand(shape)[known] for name, x in found.items()}
 
 
 def looking(model, scene, views: int, rays: int = 500) -> dict[str, dict[str, float]]:
     """Does attention look at the surface, and at views that see it? For every score rank_agreement, mean over
-    a scene's test views: "surface": tokens at the surface that the view sees before those away from it;
-    "visible": at the surface, tokens whose view sees it before those from whose view it is hidden."""
+    a scene's test views. "surface": of the views that see a ray's surface, samples at it before the others;
+    "visible": at the surface of contested rays, views that see it before those from which it is hidden."""
     if model.config.cra != "full":
         raise DataError(f"attention {model.config.cra}: only full CRA has both attention maps")
     evaluation = import_module("08_eval")
@@ -331,10 +337,11 @@ def looking(model, scene, views: int, rays: int = 500) -> dict[str, dict[str, fl
     found: dict[str, dict[str, list]] = {}
     for view in (scene.views([i])[0] for i in evaluation.test_views(scene)):
         tokens = looked_at(model, sources, source_views.depth, view, pixels)
-        near, seen = tokens.pop("at surface"), tokens.pop("seen")
+        near, seen, hidden, contested = (tokens.pop(name) for name in ("near", "seen", "hidden", "contested"))
+        there = near & contested & (seen | hidden)
         for name, score in tokens.items():
             one = found.setdefault(name, {"surface": [], "visible": []})
-            one["surface"].append(rank_agreement(score[seen | ~near], seen[seen | ~near]))
-            one["visible"].append(rank_agreement(score[near], seen[near]))
+            one["surface"].append(rank_agreement(score[seen], near[seen]))
+            one["visible"].append(rank_agreement(score[there], seen[there]))
     return {name: {of: torch.tensor(values).nanmean().item() for of, values in one.items()}
             for name, one in found.items()}
