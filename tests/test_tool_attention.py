@@ -313,7 +313,7 @@ def test_null_deviation_is_that_of_two_seeds_in_one_room():
 def write_run(folder, kind, row, seed, rooms, **more):
     run = dict(row=row, join="", true_depth=False, tau=0.7, seed=seed, train_seconds=1) | more
     metrics = {room: dict(miou=miou, total_acc=90.0) for room, miou in rooms.items()}
-    (folder / f"{kind}-{row}{more.get('join', '')}-seed{seed}.json").write_text(
+    (folder / f"{kind}-{row}{''.join(map(str, more.values()))}-seed{seed}.json").write_text(
         json.dumps(run | {"rooms": metrics}))
 
 
@@ -323,11 +323,15 @@ def test_the_table_pairs_each_row_with_the_control_of_its_own_diagnostic(tmp_pat
         write_run(tmp_path, "generalise", "full", seed, {"a": 52.0 + seed, "b": 61.0})
         write_run(tmp_path, "generalise", "mlp", seed, {"a": 70.0, "b": 70.0}, join="visibility")
         write_run(tmp_path, "generalise", "full", seed, {"a": 69.0, "b": 70.0}, join="visibility")
+    write_run(tmp_path, "finetune", "full", 5, {"a": 80.0})
+    write_run(tmp_path, "finetune", "full", 5, {"a": 77.0}, tau=1.0)
     attention_table.table(tmp_path)
     rows = {line.split(" | ")[0]: line for line in capsys.readouterr().out.splitlines()}
     assert "| 56.75 ± 0.35 | 90.00 ± 0.00 | +1.50 [" in rows["| full CRA"] and "4 pairs" in rows["| full CRA"]
     assert "-0.50 against mlp+visibility [" in rows["| full CRA+visibility"]
-    assert "control" in rows["| none + MLP"] and "not run | not run | - |" in rows["| dense attention"]
+    assert "control" in rows["| none + MLP"] and "| 8,512 |" in rows["| none + MLP"]
+    assert "-3.00 against full [" in rows["| full CRA-tau_1"]
+    assert "| 4,288 | not run | not run | - |" in rows["| dense attention"]
     said = attention_table.power(tmp_path, {"generalise": 30})["generalise"]
     assert said["smallest difference"] == pytest.approx(attention_table.smallest(0.5 ** 0.5, 30))
     assert said["full"]["pairs"] == 4
@@ -393,7 +397,7 @@ def test_train_finetune_and_table_by_the_real_command(root_of_two, tmp_path):
     assert first["settings"]["source_loss"] > 0 and "source_loss" not in tuned["settings"]    # 07's own: 0
     assert first["settings"]["views"] == tuned["settings"]["views"] == 4
     assert "there already" in run("train", "mlp")
-    assert f"| none + MLP | {first['rooms']['scene0002_00']['miou']:.2f} |" in run("table")
+    assert f"| none + MLP | 8,512 | {first['rooms']['scene0002_00']['miou']:.2f} |" in run("table")
 
 
 @pytest.mark.slow

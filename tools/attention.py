@@ -215,10 +215,10 @@ def finetune(args) -> None:
     """(b): the weights of (a), each of the unseen rooms by itself, on its 8 source and 8 tuning views."""
     variant = variant_of(args)
     path = base_of(args, variant)
-    base = runs.read_state(path)
+    base, given = runs.read_state(path), {"steps": args.steps} if args.steps else {}
     config = starting.usable(training.Config(**{
         **base["config"], "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
-        **FINETUNE[args.size]}))
+        **FINETUNE[args.size], **given}))
     for room in base["run"]["test"][:args.rooms or ROOMS]:
         name, started = f"{name_of(args, 'finetune', variant)}-{room}", time.time()
         if there(args, name):
@@ -300,7 +300,7 @@ def parse_arguments() -> Namespace:
     add("--rooms", type=int, help=f"unseen rooms, of finetune [{ROOMS}], probe and look [all]")
     add("--checkpoint", help="probe, look: of these weights of full CRA, not of a training of this tool")
     add("--preview", type=int, default=1, metavar="N", help="test views' every N-th row and column alone [1]")
-    add("--steps", type=int, help="training steps [the size's]")
+    add("--steps", type=int, help="of train, finetune, encoder [the size's]")
     add("--size", choices=SIZES, default="laptop", help="[laptop]")
     add("--scene", default="rooms", help="as in 07: rooms, or a folder of scenes [rooms]")
     add("--data", help="folder that holds the scene folders [data/rooms]")

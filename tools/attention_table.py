@@ -5,17 +5,20 @@ Test: pytest tests/test_tool_attention.py
 import math
 import statistics
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from support.files import DataError, read_json, write_atomically
 from tools.variants import ROWS, Variant
 
+training = import_module("07_train")           # Config
+
 CONTROL = "mlp"         # what every row is compared with
 NOTE = """mIoU in percent, of each room's 4 test views in one confusion matrix; mean over rooms, ± standard
 deviation over seeds. The difference is the mean over pairs of one room and one seed. [95% interval] takes the
 pairs as independent; the ± behind it is half of the 95% interval when a seed, its mean over rooms, is one
-observation."""
+observation. Parameters: of one level, between M and M''."""
 
 
 # ------------------------------------------------------------------------------------------------- statistics
@@ -126,12 +129,18 @@ def over_seeds(values: dict) -> str:
     return f"{statistics.mean(means):.2f}" + (f" ± {statistics.stdev(means):.2f}" if len(means) > 1 else "")
 
 
+def control_of(results: Results, kind: str, variant: Variant) -> Variant:
+    """What a row is compared with: of another tau the same row at the usual one; of a diagnostic the control
+    with the same diagnostic, where that has been run; else the control."""
+    if variant.tau != Variant.tau:
+        return replace(variant, tau=Variant.tau)
+    told = replace(variant, row=CONTROL)
+    return told if scores(results, kind, told) else Variant(CONTROL)
+
+
 def difference(results: Results, kind: str, variant: Variant) -> str:
-    """mIoU less the control's: mean, 95% interval of the pairs, and with seeds as observations. The control
-    of a diagnostic is the control with the same diagnostic, where that has been run."""
-    control = replace(variant, row=CONTROL)
-    if not scores(results, kind, control):
-        control = Variant(CONTROL)
+    """mIoU less the control's: mean, 95% interval of the pairs, and with seeds as observations."""
+    control = control_of(results, kind, variant)
     if variant == control:
         return "control"
     found = paired(scores(results, kind, variant), scores(results, kind, control))
@@ -148,13 +157,21 @@ def variants_in(results: Results) -> list[Variant]:
     return plain + sorted({v for _, v in results.runs} - set(plain), key=lambda v: v.label)
 
 
+def parameters(variant: Variant) -> int:
+    """How many a level has between M and M''."""
+    level = variant.level(None)(training.Config(cra=ROWS[variant.row][1]), 20)
+    parts = [level.cra] + ([level.join] if variant.join else [])
+    return sum(p.numel() for part in parts for p in part.parameters())
+
+
 def table(out: Path) -> None:
     """Write and print OUT/table.md."""
     results, lines = read_results(out), []
     less = f"mIoU less {CONTROL}'s"
-    head = ["row", "generalisation: mIoU", "total acc", less, "fine-tuned: mIoU", "total acc", less]
+    head = ["row", "parameters", "generalisation: mIoU", "total acc", less,
+            "fine-tuned: mIoU", "total acc", less]
     for variant in variants_in(results):
-        cells = [ROWS[variant.row][0] + variant.label.removeprefix(variant.row)]
+        cells = [ROWS[variant.row][0] + variant.label.removeprefix(variant.row), f"{parameters(variant):,}"]
         for kind in ("generalise", "finetune"):
             cells += [over_seeds(scores(results, kind, variant, key)) for key in ("miou", "total_acc")]
             cells.append(difference(results, kind, variant))
