@@ -40,6 +40,7 @@ from support import machine, runs, starting
 from support.files import DataError, run_script, write_json
 from tools import attention_table, benchmark
 from tools.experiments import SEGMENTER, unseen_root
+from tools.tables import code_version
 from tools.variants import JOINED, ROWS, TrueDepth, Variant, initial, load, looking, mean_of_keys
 
 rooms = import_module("00_rooms")              # make_rooms
@@ -85,8 +86,8 @@ def folder_of(args, name: str):
     lock = runs.lock_folder(out)
     if not lock:
         raise DataError(f"{out}: another process trains in it")
-    yield out
-    lock.close()
+    with lock:
+        yield out
 
 
 def true_depth(variant: Variant) -> TrueDepth | None:
@@ -149,7 +150,7 @@ def record(args, name: str, variant: Variant, config, started: float, **facts) -
     settings = {key: value for key, value in asdict(config).items() if value != usual[key]}
     write_json(Path(args.out) / f"{name}.json", {
         "row": variant.row, "join": variant.join, "true_depth": variant.true_depth, "tau": variant.tau,
-        "seed": args.seed, "command": command(), "hardware": benchmark.hardware("cpu"),
+        "seed": args.seed, "command": command(), "code": code_version(), "hardware": benchmark.hardware("cpu"),
         "seconds_of_this_call": round(time.time() - started), "settings": settings, **facts})
     print(f"wrote {Path(args.out) / name}.json", flush=True)
 
