@@ -151,7 +151,8 @@ def record(args, name: str, variant: Variant, config, started: float, **facts) -
     write_json(Path(args.out) / f"{name}.json", {
         "row": variant.row, "join": variant.join, "true_depth": variant.true_depth, "tau": variant.tau,
         "seed": args.seed, "command": command(), "code": code_version(),
-        "hardware": benchmark.hardware("cpu"), "seconds_of_this_call": round(time.time() - started), "settings": settings, **facts})
+        "hardware": benchmark.hardware("cpu"), "seconds_of_this_call": round(time.time() - started),
+        "settings": settings, **facts})
     print(f"wrote {Path(args.out) / name}.json", flush=True)
 
 
