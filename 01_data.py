@@ -62,7 +62,8 @@ def rays(pixels: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
     A direction is one long along the camera's z axis. Its own length is more, except in the middle.
     """
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=-1)           # (R, 3)
-    directions = homogeneous @ (c2w[:3, :3] @ torch.linalg.inv(K)).T                    # (R, 3)
+    inverse, _ = torch.linalg.inv_ex(K)       # plain inv would wait for a GPU to say that there is one
+    directions = homogeneous @ (c2w[:3, :3] @ inverse).T                                # (R, 3)
     return c2w[:3, 3], directions
 
 
