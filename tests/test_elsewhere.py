@@ -13,6 +13,8 @@ from torch import nn
 from fast import choice, gpu
 from fast.step import StepOnCores
 from support import machine, starting
+from support.files import DataError
+from tools import memory
 from tools.elsewhere import DEVICE, Elsewhere, Stray
 
 data = import_module("01_data")
@@ -121,6 +123,8 @@ def test_training_resuming_and_evaluation_run_elsewhere_from_their_command_lines
     call("08_eval", "--checkpoint", run / "checkpoint.pt", "--keep", 2, "--coarse-stride", 2, "--preview", 4)
     call("08_eval", "--checkpoint", run / "checkpoint.pt", "--fast", "false", "--preview", 8,
          "--out", tmp_path / "plain")
+    call("08_eval", "--checkpoint", run / "checkpoint.pt", "--video", tmp_path / "film.gif", "--frames", 2)
+    assert (tmp_path / "film.gif").exists()
     assert (run / "eval/metrics.json").exists() and "differ" not in capsys.readouterr().out
 
 
@@ -187,3 +191,31 @@ def test_fused_attention_stores_no_scores():
             peaks[attend] = elsewhere.watch.peak
     scores, tokens = 4 * n * n * 4, 4 * n * 8 * 4
     assert peaks[cra.attention] > 2 * scores and peaks[cra.fused_attention] < 12 * tokens < scores
+
+
+def test_a_steps_peak_is_its_weights_four_times_and_what_grows_with_a_piece():
+    config = replace(CONFIG, rays=1024, coarse=32, fine=32)
+    peak = {(bf16, piece): memory.step_peak(config, True, bf16, piece)
+            for bf16 in (False, True) for piece in (1024, 512, 256)}
+    weights = sum(4 * p.numel() for p in make_model().parameters())
+    assert 4 * weights < peak[False, 256]                                     # gradients, Adam's two moments
+    growth = peak[False, 1024] - peak[False, 512]
+    assert growth == pytest.approx(2 * (peak[False, 512] - peak[False, 256]), rel=0.1)
+    assert 0.4 * growth < peak[True, 1024] - peak[True, 512] < growth
+
+
+def test_the_table_names_what_fits_each_card(capsys, monkeypatch):
+    gb = {1024: 15e9, 512: 8e9, 256: 6.6e9, 128: 6.5e9}
+    assert memory.row("a step", gb).split()[2:] == ["15.00", "8.00", "6.60", "6.50", "128", "512", "512",
+                                                    "1024"]
+    assert memory.row("a step", {64: 10e9}).split()[3:] == ["none", "64", "64", "64"]
+    monkeypatch.setattr(memory, "CHUNKS", (256,))
+    small = "--rays 8 --samples 4 --views 2 --sizes 40x32"
+    monkeypatch.setattr(sys, "argv", ["memory", *small.split()])
+    memory.main()
+    printed = capsys.readouterr().out
+    assert "40x32, bfloat16" in printed and "none" not in printed and printed.count("40x32, float32") == 2
+    for wrong in ("40", "40x8", "8x40", "axb", "100000x40"):
+        monkeypatch.setattr(sys, "argv", ["memory", "--sizes", wrong])
+        with pytest.raises(DataError, match=f"--sizes {wrong}: must be"):
+            memory.main()

@@ -33,6 +33,7 @@ DRAWN = "the loss comes back, once a step; the jitter goes there, drawn on the C
 PIXELS = "the pixels of an image go there, once"
 ALLOWED = {     # file and function of ours: why it may ask, or upload
     "07_train.main": "the model goes there, once",
+    "08_eval.main": "the model goes there, once",
     "07_train.training_step": DRAWN,
     "fast/step.__call__": DRAWN,
     "fast/step.batch_gradients": DRAWN,
