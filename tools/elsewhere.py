@@ -206,10 +206,17 @@ class Autocast(TorchFunctionMode):
 
 
 class Adam(torch.optim.Adam):
-    """Adam where no fused one is."""
+    """The fused Adam: it makes the moments, once, and nothing else."""
 
     def __init__(self, parameters, fused: bool = False, **settings):
         super().__init__(parameters, **settings)
+
+    def step(self) -> None:
+        """Moments where there is a gradient."""
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            if not self.state[p]:
+                self.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p),
+                                 "exp_avg_sq": torch.zeros_like(p)}
 
 
 SAVE = torch.save
