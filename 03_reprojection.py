@@ -42,9 +42,8 @@ def lookup(maps: Tensor, pixels: Tensor, stride: int) -> Tensor:  # exercise: L2
     """Bilinear lookup in maps (V, C, h, w), whose cell (i, j) is centred on pixel (stride i, stride j), at
     pixels (R, S, V, 2) -> (R, S, V, C). Beyond the outermost centres the border value holds."""
     h, w = maps.shape[-2:]
-    last = torch.tensor([max(w - 1, 1), max(h - 1, 1)], device=maps.device, dtype=maps.dtype)     # not 0 / 0
-    grid = 2 * pixels / stride / last - 1                 # (R, S, V, 2): -1 is the first centre, +1 the last
-    grid = grid.permute(2, 0, 1, 3)                                           # (V, R, S, 2)
+    u, v = (2 * pixels / stride).permute(2, 0, 1, 3).unbind(-1)               # (V, R, S) each
+    grid = torch.stack([u / max(w - 1, 1), v / max(h - 1, 1)], dim=-1) - 1    # -1: first centre, +1: last
     out = F.grid_sample(maps, grid, padding_mode="border", align_corners=True)                # (V, C, R, S)
     return out.permute(2, 3, 0, 1)                                            # (R, S, V, C)
 

@@ -12,7 +12,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from support.files import DataError
+from support.files import DataError, reason
 
 data = import_module("01_data")      # Views, rays
 
@@ -142,7 +142,7 @@ def agree(model: nn.Module, how: str, *comparisons) -> bool:
             return True
     except Exception as error:                                                # moved what fast/ relies on
         if how == "true":
-            raise DataError(f"--fast true: 02-06 and fast/ differ ({error})") from None
+            raise DataError(f"--fast true: 02-06 and fast/ differ ({reason(error)})") from None
     if how == "true":
         raise DataError("--fast true: 02-06 and fast/ differ; leave the flag out for the plain path")
     print("02-06 and fast/ differ: running the plain path", flush=True)

@@ -73,7 +73,11 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, OSError):             # a full disk, a folder without permission
         return (f"{error.filename or 'a file'}: {error.strerror or error}; make room, or name another folder "
                 "(--out, --cache, --data), and type the command again")
-    words = reason(error)                      # torch raises RuntimeErrors
+    words = reason(error)
+    # on a GPU torch.OutOfMemoryError, once torch.cuda's, or cuBLAS's own; on a CPU a plain RuntimeError
+    if type(error).__name__ == "OutOfMemoryError" or "_ALLOC_FAILED" in words:
+        return (f"the GPU is out of memory ({words}); fewer rays together give the same numbers: in training "
+                "--piece 256, or less; in evaluation --chunk 512, or less (python -m tools.memory)")
     if isinstance(error, MemoryError) or re.search("(out of|allocate|enough) memory", words):
         return (f"out of memory ({words}); ask for less: smaller images, fewer rays or samples, --piece or "
                 "--chunk")

@@ -42,7 +42,7 @@ def core_pool(device: torch.device, jobs: int, workers: int = 0) -> ThreadPoolEx
     cores evenly, for torch.set_num_threads holds for the thread that calls it. None, for a plain loop, where
     one worker is enough."""
     cores = torch.get_num_threads()
-    workers = workers or (1 if device.type == "cuda" else max(1, min(cores, jobs)))
+    workers = workers or (1 if device.type != "cpu" else max(1, min(cores, jobs)))
     if workers == 1:
         return None
     share = max(1, cores // workers)
@@ -54,4 +54,4 @@ def piece_size(device: torch.device, rays: int, piece: int = 0) -> int:
     all."""
     if piece:
         return piece
-    return rays if device.type == "cuda" else min(256, max(64, math.ceil(rays / torch.get_num_threads())))
+    return rays if device.type != "cpu" else min(256, max(64, math.ceil(rays / torch.get_num_threads())))

@@ -7,6 +7,7 @@ import zlib
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 
 from support import files
 
@@ -233,6 +234,20 @@ def test_too_little_memory_is_one_line(capsys):
         raise RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes"):                         # a mistake of ours stays one
         files.run_script(broken)
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")])
+def test_a_gpu_out_of_memory_is_one_line_that_names_the_flags(error, capsys):
+    def main():
+        raise error
+    with pytest.raises(SystemExit) as end:
+        files.run_script(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and printed.count("\n") == 1 and str(error)[:60] in printed
+    assert printed.startswith("error: the GPU is out of memory")
+    assert "--piece 256" in printed and "--chunk 512" in printed
 
 
 def test_of_several_processes_the_first_says_what_all_find(capsys, monkeypatch):
