@@ -7,7 +7,7 @@
     workers          threads that share an image's chunks (0: as many as help)
 
 Labels from 8 samples a ray take some 60% of an image's time in full, with a coarse level at every 4th row and
-column 43% (320x240, 64 + 64 samples, 8 views, AMD EPYC, one thread). `python -m tools.benchmark` measures it,
+column 44% (320x240, 64 + 64 samples, 8 views, AMD EPYC, one thread). `python -m tools.benchmark` measures it,
 `--skipping CHECKPOINT` what it changes.
 
 Test: pytest tests/test_fast_render.py
