@@ -383,10 +383,3 @@ def test_what_a_view_truly_sees_lies_not_behind_its_depth(box_views):
         assert nearer.all() and not farther.any()
     outside = ~((z > 0) & (uv > -1).all(-1) & (uv < 64).all(-1))
     assert not figures.truly_visible(points, box_views)[outside].any()
-
-
-def test_rank_agreement_is_the_share_of_pairs_in_order():
-    generator = torch.Generator().manual_seed(0)
-    score, truth = torch.rand(40, generator=generator), torch.rand(40, generator=generator) > 0.4
-    pairs = [(a > b).item() for a in score[truth] for b in score[~truth]]
-    assert figures.rank_agreement(score, truth) == pytest.approx(100 * sum(pairs) / len(pairs))

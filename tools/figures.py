@@ -13,6 +13,7 @@ from torch import Tensor
 from support.files import figure_text
 from support.pictures import colour_labels
 from tools.experiments import UNIT, Bench, per_scene, per_scene_nerf, steps_of, unseen_root
+from tools.variants import looking, rank_agreement
 
 data = import_module("01_data")                # Scene, Views, protocol, cameras
 encoder = import_module("02_encoder")          # pca_picture
@@ -28,6 +29,7 @@ class Shown(NamedTuple):
     views."""
     model: "training.SRay"
     name: str
+    scene: "data.Scene"
     sources: "training.Sources"
     source_views: "data.Views"
     targets: "data.Views"
@@ -40,7 +42,7 @@ def unseen(checkpoint: Path) -> Shown:
     scene = data.Scene(unseen_root(state["run"]) / name, c.height, c.width)
     source_ids, _, test_ids = data.protocol(scene)
     views = scene.views(source_ids)
-    return Shown(model, name, model.encode(views), views, scene.views(test_ids))
+    return Shown(model, name, scene, model.encode(views), views, scene.views(test_ids))
 
 
 def truly_visible(points: Tensor, views, tolerance: float = 1.05) -> Tensor:
@@ -52,16 +54,6 @@ def truly_visible(points: Tensor, views, tolerance: float = 1.05) -> Tensor:
     inside = (z > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
     depth = views.depth[torch.arange(V), v.clamp(0, H - 1), u.clamp(0, W - 1)]
     return inside & (z < tolerance * depth)
-
-
-def rank_agreement(score: Tensor, truth: Tensor) -> float:
-    """How often a true one of scores (N,) is above a false one, in percent (the area under the ROC curve); 50
-    is chance."""
-    order = score.argsort().argsort().double() + 1
-    positive = truth.sum().item()
-    pairs = positive * (len(truth) - positive)
-    above = order[truth].sum().item() - positive * (positive + 1) / 2
-    return 100 * above / pairs if pairs else float("nan")
 
 
 # ----------------------------------------------------------------------------------------------- Figure 1
@@ -77,18 +69,6 @@ def attention_received(shown: Shown, target: int, pixels: Tensor) -> tuple[Tenso
     intra, _ = level.cra.maps(M, mask, index)                                 # (R, V, A, S, S)
     points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
     return intra.mean(2), mask, truly_visible(points, shown.source_views), z
-
-
-def agreement_of_views(shown: Shown, pixels: Tensor) -> list[float]:
-    """Does the attention that samples receive tell which ones a view sees? rank_agreement of every source
-    view with every test view."""
-    found = []
-    for target in range(len(shown.targets.K)):
-        maps, mask, visible, _ = attention_received(shown, target, pixels)
-        received = maps.mean(2).transpose(1, 2)  # (R, S, V): mean over the readers
-        found += [rank_agreement(received[..., v][mask[..., v]], visible[..., v][mask[..., v]])
-                  for v in range(mask.shape[2])]
-    return [a for a in found if a == a]
 
 
 def draw_attention(axis, attention: Tensor, visible: Tensor) -> None:
@@ -112,7 +92,6 @@ def figure_1(bench: Bench, plt) -> tuple:
     shown = unseen(bench.trained() / "checkpoint.pt")
     H, W = shown.targets.depth.shape[1:]
     pixels = data.pixel_grid(H, W)[::max(1, H * W // 500)]
-    agreement = agreement_of_views(shown, pixels)                             # of the claim, not of one ray
     # the ray, and the three views, in which most samples are partly seen and partly hidden
     _, mask, visible, _ = attention_received(shown, 1, pixels)
     mixed = 0.5 - ((visible & mask).float().mean(1) - 0.5).abs()              # (R, V)
@@ -132,10 +111,13 @@ def figure_1(bench: Bench, plt) -> tuple:
     figure.suptitle(f"{figure_text(shown.name)}: one query ray in three source views (samples {z.min():.1f} "
                     f"to "
                     f"{z.max():.1f} m)")
-    mean = sum(agreement) / len(agreement)
-    note = (f"Over {len(pixels)} rays of each of 4 test views: a sample that a source view truly sees "
-            f"receives more of that view's attention than one it does not see in {mean:.1f}% of pairs (50 is "
-            f"chance; {min(agreement):.0f} to {max(agreement):.0f} over views).")
+    found = looking(shown.model, shown.scene, len(shown.source_views.K), len(pixels))
+    rows = [f"| {name} | {one['surface']:.0f} | {one['visible']:.0f} |" for name, one in found.items()]
+    note = (f"Of pairs of samples on {len(pixels)} rays of each of 4 test views, what share (%) a score puts "
+            "in order; 50 is chance. Surface: of the views that see a ray's surface, samples within 5% of it "
+            "before the others. Visible: at the surface, views that see it before those from which it is "
+            "hidden, on rays that have both.\n\n")
+    note += "\n".join(["| | surface | visible |", "|---|---|---|", *rows])
     return figure, note
 
 
