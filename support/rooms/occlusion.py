@@ -40,9 +40,11 @@ def in_view(depth, K, c2w, target, source):
 
 def shares(depth, K, c2w, sources=SOURCES, targets=TARGETS):
     """Shares over all pixels with a depth of the target views; arguments as in_view's, and two lists."""
+    depth = np.asarray(depth)
     occluded, views, pixels = 0, 0, 0
     for target in targets:
-        inside, behind = map(np.stack, zip(*(in_view(depth, K, c2w, target, s) for s in sources)))  # (V, H, W)
+        masks = [in_view(depth, K, c2w, target, source) for source in sources]
+        inside, behind = map(np.stack, zip(*masks))                                     # (V, H, W) each
         occluded, views = occluded + behind.any(0).sum(), views + inside.sum()
         pixels += (depth[target] > 0).sum()
     return Shares(float(occluded / max(pixels, 1)), float(views / max(pixels, 1)))
