@@ -239,7 +239,7 @@ def main():
             share += np.bincount(shots[-1][2].ravel(), minlength=256) / (2 * len(seeds) * 240 * 320)
         small = intrinsics(room, 160, 120)
         hidden, views = shares([trace(room, c2w, small, 120, 160)[0] for c2w in path], small, path)
-        rows.append((f"{room.kind}\n{hidden:.0%} occluded\n{views:.1f} views", shots))
+        rows.append((f"{room.kind}\n{hidden:.0%} occluded, {views:.1f} views", shots))
     path = Path(args.out) / "00_rooms.png"
     contact_sheet(path, rows)
     print_facts(shots[0], share)

@@ -85,7 +85,7 @@ def couch(rng, label, side):
     o.add((low, high), (.02, d - .14), (.14, .3), m)
     o.add((low, high), (.02, d - .16), (.3, .48), sheet)                      # the mattress
     a = sorted((side * (x - .65), side * (.2 - x)))
-    o.add(a, (-.01, d - .15), (.34, .54), duvet)
+    o.add(a, (0, d - .15), (.34, .54), duvet)
     return o.post(side * (x - .33), d / 2 - .07, .2, (.46, .64), cloth(inner), BALL, ry=.3)
 
 

@@ -33,7 +33,7 @@ def open_shelf(rng):
 
 def partition(rng):
     """A piece of wall, as high as a person."""
-    o, x, h, m = Item(nyu.WALL), rng.uniform(.3, .5), rng.uniform(1.6, 2.1), material(rng, contrast=.15)
+    o, x, h, m = Item(nyu.WALL), rng.uniform(.25, .4), rng.uniform(1.6, 2.1), material(rng, contrast=.15)
     return o.add((-x, x), (0, .1), (0, h), m).add((-x - .015, x + .015), (-.01, .11), (0, .09), finish(rng))
 
 

@@ -23,7 +23,7 @@ def contact_sheet(path, rows):
         line[0].set_ylabel(title)
     handles = [plt.Rectangle((0, 0), 1, 1, color=palette[i] / 255, label=name) for i, name, _ in SCANNET20]
     fig.legend(handles=handles, loc="lower center", ncol=10, frameon=False)
-    fig.subplots_adjust(.03, .8 / fig.get_figheight(), 1, 1, .02, .02)
+    fig.subplots_adjust(.035, .8 / fig.get_figheight(), 1, 1, .02, .02)
     write_atomically(path, lambda file: fig.savefig(file, dpi=80, format="png"))
     plt.close(fig)
 
