@@ -31,7 +31,7 @@ def front(rng, label, side):
     d, m, paint, metal = rng.uniform(.55, .62), finish(rng), finish(rng), material(rng)
     panels = (int(rng.integers(1, 3)), int(rng.integers(1, 4)), .1)
     leaf, k = material(rng, "panel", panels, a=paint["a"], contrast=.3), rng.choice([-1, 1]) * (x - .09)
-    o.add((-x, x), (d - .03, d), (.03, h), leaf, label=label)
+    o.add((-x, x), (d - .03, d), (0, h), leaf, label=label)
     o.post(k, d + .04, .015, (.9, 1.25), metal, BOX, label, ry=.012)
     for z in (.92, 1.21):
         o.post(k, d + .015, .012, (z, z + .02), metal, BOX, label, ry=.02)
