@@ -34,7 +34,8 @@ def make_room(seed):
 
     Rooms are 4 to 5 m wide. Those of seeds in VARIED are 4 to 8 m wide, with more furniture, each piece up to
     a third larger or smaller, seats also in the middle, paler or not, other light, another field of view: a
-    model that has only seen rooms of one size takes the walls of a larger one to be as near.
+    model that has only seen rooms of one size takes the walls of a larger one to be as near. Those of seeds
+    in DOUBTED are made by doubted.py, with lamps half as bright again and a field of view of up to 76°.
     """
     rng, varied = np.random.default_rng([seed, VERSION]), seed in VARIED
     kind = KINDS[seed % len(KINDS)]
