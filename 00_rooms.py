@@ -24,6 +24,7 @@ class away. The camera moves by about 0.25 m and 13° a frame, so copying the ne
 Letters in shapes: H, W image; N = H·W pixels; P parts, the first six of which are the room's own faces.
 
 Run:   python 00_rooms.py [--out outputs] [--count 6]      # a contact sheet, class shares, time per frame
+       python 00_rooms.py --seed 20000 --count 48 --test 8 --data data/doubted    # 56 scenes to be doubted
 Test:  pytest tests/test_00_rooms.py tests/test_support_rooms.py
 """
 import argparse
@@ -37,20 +38,21 @@ import numpy as np
 
 from support.files import run_script
 from support.labels import SCANNET20
-from support.rooms import VARIED, VERSION
+from support.rooms import DOUBTED, VARIED, VERSION, test_seeds
 from support.rooms.bounds import rectangles
 from support.rooms.classes import RAW
-from support.rooms.export import write_missing, write_whole
+from support.rooms.export import write_missing, write_split, write_whole
 from support.rooms.house import Room, make_room
+from support.rooms.occlusion import shares
 from support.rooms.parts import BALL, BOX, CYLINDER
 from support.rooms.paths import camera_path
 from support.rooms.shadows import cube_cameras, lit
-from support.rooms.sheet import contact_sheet
+from support.rooms.sheet import contact_sheet, print_facts
 from support.rooms.surface import surface_at
 from support.rooms.textures import patterns
 
-__all__ = ["Room", "SCANNET20", "VARIED", "VERSION", "camera_path", "intrinsics", "make_room", "make_rooms",
-           "render", "write_room"]
+__all__ = ["DOUBTED", "Room", "SCANNET20", "VARIED", "VERSION", "camera_path", "intrinsics", "make_room",
+           "make_rooms", "render", "write_room"]
 
 
 # ------------------------------------------------------------------------------------------- rays and parts
@@ -219,24 +221,28 @@ def main():
     parser = argparse.ArgumentParser(description="Procedural rooms with depth and labels: a contact sheet.")
     parser.add_argument("--out", default="outputs", help="folder for 00_rooms.png")
     parser.add_argument("--count", type=int, default=6, help="how many rooms")
+    parser.add_argument("--seed", type=int, default=0, help="the first's; 20000: rooms to be doubted")
+    parser.add_argument("--data", help="write them there, for --scene, with a split.txt; no contact sheet")
+    parser.add_argument("--test", type=int, default=0, help="so many test rooms of their kind more")
     args = parser.parse_args()
     rows, share, seconds = [], np.zeros(256), []
-    for seed in range(args.count):
+    seeds = [*range(args.seed, args.seed + args.count), *test_seeds(args.seed, args.test)]
+    if args.data:
+        return write_split(args.data, make_rooms(args.data, seeds))
+    for seed in seeds:
         room, shots = make_room(seed), []
-        for c2w in camera_path(room, 24, seed)[[0, 8]]:
+        K, path = intrinsics(room, 320, 240), camera_path(room, 24, seed)
+        for c2w in path[[0, 8]]:
             start = time.perf_counter()
-            shots.append(render(room, c2w, intrinsics(room, 320, 240), 240, 320))
+            shots.append(render(room, c2w, K, 240, 320))
             seconds.append(time.perf_counter() - start)
-            share += np.bincount(shots[-1][2].ravel(), minlength=256) / (2 * args.count * 240 * 320)
-        rows.append((f"{room.kind}\n{len(room.parts['shape'])} parts", shots))
+            share += np.bincount(shots[-1][2].ravel(), minlength=256) / (2 * len(seeds) * 240 * 320)
+        small = intrinsics(room, 160, 120)
+        hidden, views = shares([trace(room, c2w, small, 120, 160)[0] for c2w in path], small, path)
+        rows.append((f"{room.kind}\n{hidden:.0%} occluded, {views:.1f} views", shots))
     path = Path(args.out) / "00_rooms.png"
     contact_sheet(path, rows)
-    for name, x in zip(("rgb", "depth", "label"), shots[0]):
-        print(f"{name:16s} {x.shape} {x.dtype}")
-    print(f"{'class':16s} share of pixels")
-    for i, name, _ in SCANNET20:
-        print(f"{name:16s} {share[i]:6.1%}")
-    print(f"{'(not in the 20)':16s} {1 - sum(share[i] for i, _, _ in SCANNET20):6.1%}")
+    print_facts(shots[0], share)
     print(f"median {np.median(seconds) * 1000:.0f} ms per 320x240 frame; saved {path}")
 
 

@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from support import strange
 from support.files import DataError, read_text
 
-# rooms are numbered by their seed: those of 5000 .. 8999 differ more, those from 9000 on are for testing only
+# rooms are numbered by their seed: those of 5000 .. 8999 differ more, those from 9000 on are for testing;
+# those from 20000 on bring a split.txt, and --scene rooms takes none of them (support/rooms)
 VARIED_ROOM, TEST_ROOM = 5000, 9000
 
 # other layouts -> what their folders hold, the first that fits. tools/import_scenes.py turns them into ours

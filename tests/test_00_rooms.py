@@ -44,6 +44,8 @@ DIGESTS = {
     9008: "fb758dc52bec1bc16d6eb75cb76f8bf3a7190d131bcc0755443f8d0cbeaa20f9",
     9009: "1a5034e59b2c9dd5f293052822fc8a208670117c2abc08f028559fcbc0b41e3c",
     5003: "3d5274c393fb51eba4b2e2b030e5ac913a5fd3e989a13b6c0867c15e42a08f5c",
+    20000: "7a7ce51476a6d2ccaaba3c28b7768f0947dbb4ba75907451ebc651d3748c4c0d",
+    29000: "83d72e184c9650fc5cd73c7508c30830b7d6f659982995788e616779840e5a83",
 }
 
 
@@ -292,7 +294,8 @@ def test_rooms_of_generator_version_2_keep_their_bytes(seed):
     (3, 121, 109.745, 26.937, (138.11, 127.55, 112.41), 2.8, 6),
     (149, 160, 127.992, 21.971, (147.10, 140.31, 133.86), 2.7, 8),
     (9000, 125, 117.633, 36.501, (145.68, 134.64, 131.37), 3.1, 6),
-    (5000, 194, 168.105, 25.660, (109.16, 102.60, 100.32), 4.6, 11)])
+    (5000, 194, 168.105, 25.660, (109.16, 102.60, 100.32), 4.6, 11),
+    (20000, 209, 175.507, 35.879, (119.27, 112.19, 110.49), 2.35, 10)])
 def test_rooms_are_those_the_recorded_results_are_about(seed, parts, sizes, steps, colour, depth, labels):
     """The same on any machine, to a tolerance."""
     room = rooms.make_room(seed)

@@ -5,6 +5,10 @@ A room, in the order in which it is made:
     materials.py  colours, and what things are made of
     parts.py      boxes, cylinders and balls; an item that is made of them
     furniture.py  20 functions that draw an item each; what a kind of room holds
+    floor.py      what fits where
+    doubles.py    things of different classes that look the same but for one side
+    screens.py    what is looked past: columns, open shelves, partitions, doorways, plants
+    doubted.py    rooms of doubles behind screens
     house.py      Room and make_room: walls, furniture and lamps
     paths.py      the camera's walk
 A picture:
@@ -13,6 +17,7 @@ A picture:
     textures.py   patterns on faces
     shadows.py    what a lamp sees
 Files:
+    occlusion.py  which share of pixels a source view has in its image and does not see
     export.py     folders that appear whole, written by several processes
     sheet.py      00_rooms.py's contact sheet
 
@@ -20,3 +25,10 @@ Test: pytest tests/test_support_rooms.py
 """
 VERSION = 2  # raise when the pictures change: rooms on disk of another version are written anew
 VARIED = range(5000, 9000)  # rooms of these seeds, for training only, differ far more: see house.make_room
+DOUBTED = range(20000, 30000)  # rooms of these seeds are made to be doubted: see doubted.py
+TEST = range(9000, 20000), range(29000, 30000)  # rooms of these seeds, the latter DOUBTED's, are for testing
+
+
+def test_seeds(seed, count):
+    """The first `count` seeds of test rooms of the kind that room `seed` is of."""
+    return TEST[seed in DOUBTED][:count]

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from support.files import DataError, read_json
+from support.datasets import read_split, space
+from support.files import DataError, read_json, write_atomically
 from support.folders import part_of, remove_parts, whole_folder
 from support.labels import CLASSES_CSV, LABELS_TSV, NYU40_IDS, read_label_table
+from support.rooms import TEST
 from support.rooms.classes import RAW, write_label_table
 
 
@@ -96,6 +98,17 @@ def write_missing(root, seeds, about, write, workers=None):
             with contextlib.suppress(OSError):
                 remove_parts(root, made)
     return [name for name, _ in rooms]
+
+
+def write_split(root, names):
+    """<root>/split.txt says which of these rooms are for training and which for testing. Lines that are there
+    for other scenes stay; so does somebody's other choice."""
+    path = Path(root) / "split.txt"
+    lines = {space(name): "test" if any(int(name[4:-3]) in seeds for seeds in TEST) else "train"
+             for name in names}
+    lines |= read_split(path) if path.is_file() else {}
+    text = "".join(f"{side} {name}\n" for name, side in sorted(lines.items()))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _write(write, root, mark, job):

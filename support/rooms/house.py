@@ -3,11 +3,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from support.rooms import VARIED, VERSION
+from support.rooms import DOUBTED, VARIED, VERSION
 from support.rooms.classes import CEILING, FLOOR, LAMP, WALL
-from support.rooms.furniture import FILL, KINDS, RECIPES, SEATS, TABLES, door
+from support.rooms.doubted import furnish_doubted
+from support.rooms.floor import Floor
+from support.rooms.furniture import KINDS
 from support.rooms.materials import cloth, finish, material
-from support.rooms.parts import BOX, Item, turn
+from support.rooms.parts import BOX
 
 
 @dataclass
@@ -32,18 +34,24 @@ def make_room(seed):
 
     Rooms are 4 to 5 m wide. Those of seeds in VARIED are 4 to 8 m wide, with more furniture, each piece up to
     a third larger or smaller, seats also in the middle, paler or not, other light, another field of view: a
-    model that has only seen rooms of one size takes the walls of a larger one to be as near.
+    model that has only seen rooms of one size takes the walls of a larger one to be as near. Those of seeds
+    in DOUBTED are made by doubted.py, with lamps half as bright again and a field of view of up to 76°.
     """
     rng, varied = np.random.default_rng([seed, VERSION]), seed in VARIED
     kind = KINDS[seed % len(KINDS)]
-    size, loop = _measure(rng, varied)
-    floor = Floor(rng, varied, size, loop)
-    floor.furnish(kind)
+    if seed in DOUBTED:
+        kind, floor = "doubted", furnish_doubted(rng)
+    else:
+        floor = Floor(rng, varied, *_measure(rng, varied))
+        floor.furnish(kind)
+    size, loop = floor.size, floor.loop
     parts = _trim(rng, kind, size, floor.room).parts
     parts, materials = _pack(_shell(rng, kind, size) + parts)
     lamps = _lamps(rng, size[2], floor.objects)
     ambient = rng.uniform(.32, .45) * np.array([1, 1, rng.uniform(.95, 1.1)])
     focal = rng.uniform(.75, .95)
+    if seed in DOUBTED:
+        focal, lamps = focal * .85, [(position, power * 1.5) for position, power in lamps]
     if varied:
         ambient, focal = ambient * rng.uniform(.8, 1.8), rng.uniform(.65, 1.1)
         stronger = max(1, size[:2].mean() / 4.5) ** 1.5
@@ -62,84 +70,6 @@ def _measure(rng, varied):
         size = np.array([*rng.uniform(3.8, 8.5, 2), rng.uniform(2.3, 3.3)])
         loop[2:] = np.minimum(rng.uniform(.4, .7, 2) * size[:2] / 2, size[:2] / 2 - .9)
     return size, loop
-
-
-class Floor:
-    """The floor while it is being furnished: what stands there, and where the camera will walk."""
-
-    def __init__(self, rng, varied, size, loop):
-        self.rng, self.varied, self.size = rng, varied, size
-        angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-        self.way = loop[:2] + loop[2:] * np.stack([np.cos(angle), np.sin(angle)], 1)  # (48, 2)
-        self.room, self.objects = Item(WALL), []
-
-    def furnish(self, kind):
-        """Place what this kind's recipe names, then whatever still fits; in larger varied rooms more."""
-        rounds, more = 1, 5
-        if self.varied:
-            area = self.size[0] * self.size[1]
-            rounds, more = round(max(1, area / 20)), int(area / 4)
-        for build in RECIPES[kind] * rounds:
-            self.place(build)
-        for _ in range(more):
-            self.place(FILL[int(self.rng.integers(len(FILL)))])
-
-    def place(self, build):
-        """Build up to 8 items and try 30 places for each, until one fits; none may."""
-        for _ in range(8):
-            item = build(self.rng)
-            if self.varied:
-                item.scale(self.rng.uniform(.8, 1.35))
-            bounds = item.bounds()
-            for _ in range(30):
-                spot = self.spot(build, *bounds)
-                if spot is None:
-                    continue
-                placed = Item(item.label).put(item, *spot)
-                lo, hi = placed.bounds()
-                if self.fits(lo, hi):
-                    self.room.put(placed)
-                    self.objects.append((build.__name__, lo, hi))
-                    if build is door:
-                        self.reserve_way_in(lo, hi)
-                    return
-
-    def spot(self, build, lo, hi):
-        """A random place (x, y, yaw) for an item of bounds lo, hi (3,): against a wall, or in the middle for
-        tables and half of varied rooms' seats. None where the wall is too short."""
-        rng, size = self.rng, self.size
-        if build in TABLES or (self.varied and build in SEATS and rng.random() < .5):
-            yaw, shift = rng.choice([0, np.pi / 2]), rng.uniform(-.5, .5, 2)
-            if self.varied:
-                yaw, shift = rng.uniform(0, 2 * np.pi), shift * size[:2] / 2
-            x, y = shift - (turn(yaw) @ ((lo + hi) / 2))[:2]
-            return x, y, yaw
-        side = int(rng.integers(4))
-        yaw, across = side * np.pi / 2, size[side % 2] / 2
-        free = across + np.array([lo[0], -hi[0]])  # keep the item between the two neighbouring walls
-        if free.min() < 0:
-            return None
-        back = -size[1 - side % 2] / 2 + 1e-3 - min(lo[1], 0)
-        x, y, _ = turn(yaw) @ (rng.uniform(-free[0], free[1]), back, 0)
-        return x, y, yaw
-
-    def fits(self, lo, hi):
-        """May a box (lo, hi) stand there: inside the room, off the camera's way, clear of what is placed?"""
-        size, way = self.size, self.way
-        if (lo[:2] < -size[:2] / 2 - 1e-6).any() or (hi[:2] > size[:2] / 2 + 1e-6).any() or hi[2] > size[2]:
-            return False
-        if hi[2] > 1.0 and lo[2] < 1.9:  # as tall as the camera: keep clear of its way
-            gap = np.maximum(np.maximum(lo[:2] - way, way - hi[:2]), 0)
-            if np.hypot(*gap.T).min() < .33:
-                return False
-        return all((lo >= high - .01).any() or (hi <= low + .01).any() for _, low, high in self.objects)
-
-    def reserve_way_in(self, lo, hi):
-        """Leave 0.5 m to walk in at a door: an object without parts."""
-        centre = (lo + hi) / 2
-        inward = -np.sign(centre[:2]) * (np.abs(centre[:2]) > self.size[:2] / 2 - .06)
-        self.objects.append(("way in", np.append(np.minimum(lo[:2], lo[:2] + .5 * inward), .0),
-                             np.append(np.maximum(hi[:2], hi[:2] + .5 * inward), 1.0)))
 
 
 def _trim(rng, kind, size, room):

@@ -1,4 +1,4 @@
-"""The contact sheet of 00_rooms.py: colour, depth and labels of a few rooms."""
+"""The contact sheet of 00_rooms.py: colour, depth and labels of a few rooms; and their classes' shares."""
 import numpy as np
 
 from support.files import write_atomically
@@ -23,6 +23,16 @@ def contact_sheet(path, rows):
         line[0].set_ylabel(title)
     handles = [plt.Rectangle((0, 0), 1, 1, color=palette[i] / 255, label=name) for i, name, _ in SCANNET20]
     fig.legend(handles=handles, loc="lower center", ncol=10, frameon=False)
-    fig.subplots_adjust(.03, .8 / fig.get_figheight(), 1, 1, .02, .02)
+    fig.subplots_adjust(.035, .8 / fig.get_figheight(), 1, 1, .02, .02)
     write_atomically(path, lambda file: fig.savefig(file, dpi=80, format="png"))
     plt.close(fig)
+
+
+def print_facts(shot, share):
+    """What a picture consists of, and a line for each class; share (256,) of the pixels, by NYU-40 id."""
+    for name, x in zip(("rgb", "depth", "label"), shot):
+        print(f"{name:16s} {x.shape} {x.dtype}")
+    print(f"{'class':16s} share of pixels")
+    for i, name, _ in SCANNET20:
+        print(f"{name:16s} {share[i]:6.1%}")
+    print(f"{'(not in the 20)':16s} {1 - sum(share[i] for i, _, _ in SCANNET20):6.1%}")
