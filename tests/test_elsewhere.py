@@ -73,7 +73,9 @@ def test_a_step_stays_elsewhere(mode, fast):
 def test_scenes_with_a_range_and_masks_of_their_own_stay_elsewhere(changes, fast):
     model, batch = make_model(fast, **changes), make_batch(own=True)
     with Elsewhere():
-        STEPS[fast](model, [batch], 0, 0)
+        parts = STEPS[fast](model, [batch], 0, 0)
+    assert list(parts) == list(training.PARTS)
+    assert all(p.grad.device == DEVICE for p in model.parameters())
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fast
-from fast import choice
 
 data, geometry, training = (import_module(name) for name in ("01_data", "06_geometry_render", "07_train"))
 WEIGHTS = Path(__file__).parents[1] / "weights" / "sray_rooms.pt"
@@ -99,24 +98,3 @@ def test_a_scene_with_its_own_near_and_far_is_rendered_alike(shot):
     model, sources, K, c2w = shot
     sources = sources._replace(near_far=torch.tensor([[0.5, 5.0]] * 5))
     close(renderer(model).render_image(sources, K, c2w, H, W), model.render_image(sources, K, c2w, H, W))
-
-
-@pytest.mark.parametrize("form", [choice.fused, lambda level: level], ids=["fused", "plain"])
-@pytest.mark.parametrize("coarse_stride, keep", [(1, 0), (1, 2), (4, 2)])
-@torch.no_grad()
-def test_no_image_of_a_gpu_needs_a_number_on_the_host(form, coarse_stride, keep):
-    """Tensors on the device "meta" have shapes and no numbers: whatever asks for one fails there, where on
-    a GPU it would wait for all that runs."""
-    model = training.SRay(training.Config(coarse=7, fine=6, position="depth"))
-    model.coarse, model.fine = form(model.coarse), form(model.fine)
-    model = choice.imaging(model).to("meta")
-    model.coarse_stride, model.keep = coarse_stride, keep
-    views, features, _, K, c2w = choice.example(own=True)                     # with masks, near and far
-    sources = model.encode(views.to("meta"), features.to("meta"))
-    sources = training.Sources(*(x.float() if x.is_floating_point() else x for x in sources))
-    image = model.render_image(sources, K.float().to("meta"), c2w.float().to("meta"), H, W)
-    assert {key: tuple(x.shape) for key, x in image.items()} == {
-        "colour": (H, W, 3), "logits": (H, W, 20), "depth": (H, W)}
-    with pytest.raises((NotImplementedError, RuntimeError)):                  # as what a CPU runs does
-        model.fine = choice.packed(model.fine)
-        model.render_image(sources, K.float().to("meta"), c2w.float().to("meta"), H, W)

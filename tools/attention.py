@@ -231,6 +231,12 @@ def finetune(args) -> None:
                rooms=measure(args, model, run, [room], truth, Path(args.runs) / name / "eval"))
 
 
+def weights_of(args, variant: Variant) -> tuple:
+    """A row's trained weights, as they are -> model, state, what places its samples at the true depth."""
+    truth = true_depth(variant)
+    return *load(variant, base_of(args, variant), truth), truth
+
+
 def probe(args) -> None:
     """(a)'s weights as they are, but for tau; and, of full CRA, for the scores: what attention's choice is
     worth to weights that were trained with it."""
@@ -238,8 +244,7 @@ def probe(args) -> None:
     name = name_of(args, "probe", variant)
     if there(args, name):
         return
-    truth = true_depth(variant)
-    model, state = load(variant, base_of(args, variant), truth)
+    model, state, truth = weights_of(args, variant)
     out, found, run = Path(args.runs) / name, {}, state["run"]
     for tau in TAUS:
         model.coarse.weights.tau = model.fine.weights.tau = tau
@@ -258,8 +263,7 @@ def look(args) -> None:
     name = name_of(args, "look", variant)
     if there(args, name):
         return
-    truth = true_depth(variant)
-    model, state = load(variant, base_of(args, variant), truth)
+    model, state, truth = weights_of(args, variant)
     c, found = model.config, {}
     for room in state["run"]["test"][:args.rooms]:
         found[room] = looking(model, open_scene(args, c, state["run"], room, truth), c.views)
