@@ -323,7 +323,7 @@ def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0) 
     model.zero_grad()
     for i, batch in enumerate(batches):
         R, V = len(batch.pixels), len(batch.sources.K)
-        mine = torch.arange(R, device=device)[processes.share(R, T, i)]      # of this process
+        mine = torch.arange(R, device=device)[processes.share(R, T, i)]       # of this process
         if not len(mine):
             continue
         features = model.encoder(torch.cat([batch.sources.images, batch.extra_images]))   # (N, C, h, w)
@@ -339,7 +339,8 @@ def training_step(model: SRay, batches: list[Batch], step: int, piece: int = 0) 
             labels = torch.cat([batch.sources.labels, batch.extra_labels])    # (N, H, W)
             loss = source_view_loss(model, leaf, labels) * (len(mine) / R)
             (c.source_loss * loss / T).backward()
-            total += torch.stack([0 * loss, 0 * loss, loss, c.source_loss * loss]).detach() / T
+            none = torch.zeros_like(loss)
+            total += torch.stack([none, none, loss, c.source_loss * loss]).detach() / T
         features.backward(leaf.grad)
     processes.add_gradients(list(model.parameters()))
     return dict(zip(PARTS, processes.sum_over_processes(*total.tolist())))
