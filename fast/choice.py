@@ -27,10 +27,11 @@ def adopt(twin: nn.Module, module: nn.Module) -> nn.Module:
 
 
 def packed(level: nn.Module) -> nn.Module:
-    """A PackedLevel of a level's own modules."""
+    """A PackedLevel of a level's own modules; a level that is not 07's own may name another in `packed`."""
     from fast.packed import PackedLevel, elu
     with torch.random.fork_rng(devices=[]):                                   # its weights are thrown away
-        twin = adopt(PackedLevel(level.config, level.head.out_features), level)
+        kind = getattr(level, "packed", PackedLevel)
+        twin = adopt(kind(level.config, level.head.out_features), level)
     for module in twin.modules():
         if isinstance(module, nn.ELU):
             module.forward = elu

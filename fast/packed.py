@@ -104,6 +104,10 @@ class PackedLevel(nn.Module):
         colours = self.colour(L4, L3, colours, differences, tokens) if colour else None
         return (M, differences, L3, tokens, index), sigma, colours
 
+    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+        """04's CRA: M (T, C) -> M'' (T, C), or, of the tokens kept (T,) alone, (n, C)."""
+        return refine(self.cra, M, tokens, index, kept)
+
     def semantics(self, context: tuple, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Level's. keep (R, n), increasing: of these samples alone -> logits (R, n, L), w (R, n, V)."""
         M, differences, visibility, tokens, index = context
@@ -111,7 +115,7 @@ class PackedLevel(nn.Module):
         if keep is not None:
             kept = torch.zeros_like(tokens.mask[:, :, 0]).scatter(1, keep, True)      # (R, S)
             kept = kept.flatten()[tokens.sample]                              # (T,)
-        refined = refine(self.cra, M, tokens, index, kept)                    # M'': (T, C), or of those kept
+        refined = self.refine(M, tokens, index, kept)                         # M'': (T, C), or of those kept
         if keep is not None:
             some = kept.nonzero()[:, 0]
             M, differences, visibility = (x.index_select(0, some) for x in (M, differences, visibility))

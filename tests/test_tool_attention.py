@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import write_box_scene
 
+from fast import choice
 from support.files import DataError
 from tools import attention, attention_table, beyond, experiments, variants
 from tools.variants import ROWS, TrueDepth, Variant
@@ -94,6 +95,23 @@ def test_uniform_scores_are_full_attention_whose_queries_and_keys_are_zero(token
             torch.nn.init.zeros_(part.weight)
             torch.nn.init.zeros_(part.bias)
     assert torch.allclose(uniform(*tokens), full(*tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row != "average"])
+def test_the_fast_form_of_a_row_has_its_values_and_gradients(row):
+    torch.manual_seed(0)
+    model = variants.build(Variant(row), CONFIG, data.SCANNET).double()
+    assert choice.same_level(model, choice.packed)
+
+
+def test_what_a_fast_form_would_not_see_runs_plain():
+    model = variants.build(Variant("full"), CONFIG, data.SCANNET)
+    for level in (model.coarse, model.fine):
+        level.cra.L4.attend = level.cra.L6.attend = variants.mean_of_keys    # probe's
+    assert not choice.same_level(model.double(), choice.packed)
+    for variant in (Variant("average"), Variant("full", "moments")):
+        torch.manual_seed(0)
+        assert not choice.same_level(variants.build(variant, CONFIG, data.SCANNET).double(), choice.packed)
 
 
 @pytest.mark.parametrize("row", ["none", "full", "dense"])

@@ -30,12 +30,14 @@ import sys
 import time
 from argparse import Namespace
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
+import fast
 from support import machine, runs, starting
 from support.files import DataError, run_script, write_json
 from tools import attention_table, benchmark
@@ -59,6 +61,7 @@ FINETUNE = {"laptop": dict(steps=600), "smoke": dict(steps=2)}
 ENCODER = {"laptop": {**SEGMENTER, "extra_views": 14, "steps": 2500}, "smoke": {**SEGMENTER, "steps": 2}}
 ROOMS = 5                                      # unseen rooms that are fine-tuned on
 TAUS = (1.0, 0.8, 0.7, 0.5, 0.2)               # Table 4
+FAST = Namespace(fast="auto", bf16=False, compile=False, workers=1, keep=0, coarse_stride=1)   # of 07, 08
 METRICS = ("miou", "total_acc", "avg_acc", "psnr", "depth_abs_rel")
 
 
@@ -105,17 +108,21 @@ def trained(args, name: str, variant: Variant, config, flags: Namespace, weights
         if truth:
             truth.add(scenes)
         model, step = initial(variant, config, classes, truth, weights), 0
-        optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        state = None
         if path.exists():
             model, state = load(variant, path, truth)
             if asdict(model.config) != asdict(config):
                 raise DataError(f"{path}: of other settings; move {out} away, or name another --runs")
-            optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        take_step = training.training_step
+        if not truth:
+            model, take_step = fast.faster(model, take_step, FAST)
+        optimiser = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        if state:
             runs.resume_optimiser(optimiser, state, path)
             run, step = state["run"], state["step"]
         run["variant"] = variant.label
         with runs.ending(out, command(), 0) as stop:
-            training.train(model, optimiser, scenes, frames, out, run, step, flags, stop)
+            training.train(model, optimiser, scenes, frames, out, run, step, flags, stop, take_step)
     return model.eval(), run, truth
 
 
@@ -131,6 +138,8 @@ def open_scene(args, config, run: dict, name: str, truth: TrueDepth | None):
 def measure(args, model, run: dict, names: list[str], truth: TrueDepth | None, out: Path) -> dict[str, dict]:
     """08's evaluation of each of these rooms by itself, with as many source views as in training."""
     c, found = model.config, {}
+    if not truth:
+        model = fast.renderer(deepcopy(model), FAST)                          # which changes its levels
     for name in names:
         scene = open_scene(args, c, run, name, truth)
         metrics = evaluation.evaluate(model, [scene], out, f"{c.width}x{c.height}", c.views, 0, args.preview)

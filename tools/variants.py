@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast.packed import PackedLevel
+from fast.tokens import Tokens
 from support.files import DataError
 
 data = import_module("01_data")                    # project
@@ -95,8 +97,46 @@ class Plain(training.Level):
         return self.head(weighting.semantic_ray(w, refined)), w
 
 
+class PackedMLP(PackedLevel):
+    """TokenMLP of valid tokens alone."""
+
+    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+        """PackedLevel's."""
+        M = self.cra.L6(self.cra.L4(with_positions(M, tokens, index), None), None)            # (T, C)
+        return M if kept is None else M[kept]
+
+
+class PackedUniform(PackedLevel):
+    """Uniform of valid tokens alone."""
+
+    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+        """PackedLevel's."""
+        R, S, V = tokens.mask.shape
+        M = with_positions(M, tokens, index)                                  # (T, C)
+        M = read_the_mean(self.cra.L4, M, tokens.sample // S * V + tokens.place % V, R * V)
+        M = read_the_mean(self.cra.L6, M, tokens.sample, R * S)
+        return M if kept is None else M[kept]
+
+
+def with_positions(M: Tensor, tokens: Tokens, index: Tensor | None) -> Tensor:
+    """Table 9's L1-L3 of valid tokens M (T, C)."""
+    S = tokens.mask.shape[1]
+    L2 = cra.sample_positions(S if index is None else index, M.shape[1]).flatten(0, -2)   # (S or R S, C)
+    return M + L2[tokens.sample % S if index is None else tokens.sample]
+
+
+def read_the_mean(module: nn.Module, x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """04's MultiHeadAttention where each token of x (T, C) reads the mean value of its group (T,)."""
+    many = group.bincount(minlength=groups).clamp(min=1)[:, None]             # (groups, 1)
+    mean = x.new_zeros(groups, x.shape[1]).index_add(0, group, module.value(x)) / many
+    read = module.out(mean)[group]                                            # (T, C)
+    return module.norm(x + (F.relu(read) if module.relu else read))
+
+
 class TokenMLP(Plain):
     """none + MLP: full CRA with a TokenBlock in the place of each attention. No token reads another one."""
+
+    packed = PackedMLP
 
     def __init__(self, config, classes: int, **more):
         super().__init__(config, classes, **more)
@@ -105,6 +145,8 @@ class TokenMLP(Plain):
 
 class Uniform(Plain):
     """Full CRA that cannot choose: every token reads the mean of the values."""
+
+    packed = PackedUniform
 
     def __init__(self, config, classes: int, **more):
         super().__init__(config, classes, **more)
