@@ -3,7 +3,7 @@
 S-Ray learns from posed photographs with class labels. ScanNet has them behind a signed form, so this file
 makes its own: rooms. A room is a list of *parts*: boxes, cylinders and balls of any proportions, each with a
 material and a label. `make_room` (support/rooms/house.py) draws one from a seed, `camera_path` walks through
-it. This file takes the pictures, one ray a pixel, and writes them as a ScanNet export, which 01_data.py reads.
+it. This file takes the pictures, one ray a pixel, and writes a ScanNet export, which 01_data.py reads.
 
 One pixel, start to end:
 1. Ray. Pixel (u, v) of a camera at c sees the points  c + z R K⁻¹ [u, v, 1]ᵀ;  the number z *is* the depth.
@@ -14,8 +14,7 @@ One pixel, start to end:
 4. Z-buffer. Of all parts, the pixel keeps the one that its ray enters first: depth and label.
 5. Shading, the same from every view (Lambertian):
        colour = albedo · (ambient + Σ_lamps power · lit · cosθ / (distance² + 0.6) + emitted).
-   `lit` says whether the lamp sees the point. It comes from the same z-buffer, seen from the lamp. A tone
-   curve as a film's and a square root (sRGB, roughly) make bytes of it.
+   `lit`: does the lamp, by the same z-buffer, see the point? A tone curve and a square root make bytes.
 
 What makes the task honest: all classes draw colours from one palette, so a pixel's colour does not give its
 class away. The camera moves by about 0.25 m and 13° a frame, so copying the nearest view is a poor answer.
@@ -185,12 +184,10 @@ def write_scene(folder, seed, frames, width, height):
     room, camera = make_room(seed), camera_of(seed)
     K, poses = intrinsics(room, width, height), camera_path(room, frames, seed)
     raw = np.zeros(256, np.uint16)  # NYU-40 id -> one of its raw ids, chosen per room
-    for nyu, categories in RAW.items():
-        raw[nyu] = list(categories.values())[seed % len(categories)]
+    raw[list(RAW)] = [list(ids.values())[seed % len(ids)] for ids in RAW.values()]
     for name in ("color", "depth", "pose", "intrinsic", "label-filt"):
         (folder / name).mkdir()
-    K4 = np.eye(4)
-    K4[:3, :3] = K
+    K4 = np.pad(K, (0, 1)) + np.diag([0, 0, 0, 1.0])
     for kind in ("color", "depth"):
         np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", K4, fmt="%.6f")
     for i, c2w in enumerate(poses):
@@ -225,10 +222,10 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first's; 20000: to be doubted; 40000: wide")
     parser.add_argument("--data", help="write them there, for --scene, with a split.txt; no contact sheet")
     parser.add_argument("--test", type=int, default=0, help="so many test rooms of their kind more")
-    for name, size in (("--width", 320), ("--height", 240)):
-        parser.add_argument(name, type=int, default=size, help="of the pictures that --data writes, in pixels")
+    parser.add_argument("--width", type=int, default=320, help="in pixels, of what --data writes")
+    parser.add_argument("--height", type=int, default=240)
     args = parser.parse_args()
-    rows, share, seconds = [], np.zeros(256), []
+    rows, seconds = [], []
     seeds = [*range(args.seed, args.seed + args.count), *test_seeds(args.seed, args.test)]
     if args.data:
         return write_split(args.data, make_rooms(args.data, seeds, width=args.width, height=args.height))
@@ -240,13 +237,12 @@ def main():
             rgb, *maps = render(room, path[i], K, 240, 320)
             seconds.append(time.perf_counter() - start)
             shots.append((camera.develop(rgb, i), *maps))
-            share += np.bincount(shots[-1][2].ravel(), minlength=256) / (2 * len(seeds) * 240 * 320)
         small = intrinsics(room, 160, 120)
         hidden, views = shares([trace(room, c2w, small, 120, 160)[0] for c2w in path], small, path)
         rows.append((f"{room.kind}\n{hidden:.0%} occluded, {views:.1f} views", shots))
     path = Path(args.out) / "00_rooms.png"
     contact_sheet(path, rows)
-    print_facts(shots[0], share)
+    print_facts(rows)
     print(f"median {np.median(seconds) * 1000:.0f} ms per 320x240 frame; saved {path}")
 
 

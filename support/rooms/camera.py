@@ -1,5 +1,5 @@
-"""What a camera does to pictures and poses of rooms of WIDE, and of no others: exposure and white balance that
-change from view to view, a tone curve of its own, blur, dark corners, noise, jpeg; poses that are a little off.
+"""What a camera does to pictures and poses of rooms of WIDE, and of no others: exposure and white balance
+that change from view to view, a tone curve, blur, dark corners, noise, jpeg; poses that are a little off.
 Depth and labels stay those of the true pose."""
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Camera:
             return rgb
         rng = np.random.default_rng([self.seed, view, VERSION])
         gain = (1 + self.light * rng.uniform(-1, 1)) * (1 + self.light / 2 * rng.uniform(-1, 1, 3))
-        tone = np.arange(256, dtype=np.float32)[:, None] / 255 * np.sqrt(gain).astype(np.float32)  # bytes are roots
+        tone = np.arange(256, dtype=np.float32)[:, None] / 255 * np.sqrt(gain).astype(np.float32)  # of roots
         tone = np.minimum(tone, 1) ** np.float32(self.gamma)                      # (256, 3)
         x = np.stack([tone[:, c][rgb[..., c]] for c in range(3)], -1)             # (H, W, 3)
         if self.blur:
@@ -64,5 +64,5 @@ def camera_of(seed):
     if seed not in WIDE or rng.random() < 1 / 6:
         return Camera(seed)
     light, gamma, blur, corners, noise, metres, degrees = rng.random(7) * (rng.random(7) < .75)
-    return Camera(seed, .2 * light, 1 + gamma * rng.uniform(-.25, .3), .2 * blur, .5 * corners, .03 * noise ** 2,
-                  int(rng.integers(60, 96)), .004 * metres, .2 * degrees)
+    return Camera(seed, .2 * light, 1 + gamma * rng.uniform(-.25, .3), .2 * blur, .5 * corners,
+                  .03 * noise ** 2, int(rng.integers(60, 96)), .004 * metres, .2 * degrees)

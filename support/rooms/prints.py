@@ -1,9 +1,8 @@
-"""Prints: textures as rich as photographs, for rooms of WIDE. Like those of textures.py, but with a mix for each
-of red, green and blue, (3, N), so that one material has many colours.
+"""Prints: textures as rich as photographs, for rooms of WIDE. Like those of textures.py, but with a mix for
+each of red, green and blue, (3, N), so that one material has many colours.
 
-Most are looked up in a sheet: SIZE x SIZE points drawn once from a number, which repeats without a seam. It is
-kept at SIZE, SIZE / 2 … 1 points across, and a pixel reads the one whose points are about as large as itself.
-p0 is metres to a repetition, p1 the sheet's number.
+Most are looked up in a sheet (sheets.py), which repeats without a seam: at the size at which its points are
+about as large as the pixel. p0 is metres to a repetition, p1 the sheet's number.
 """
 import numpy as np
 
@@ -14,16 +13,17 @@ ORDERS = np.array([[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [2, 1,
 
 
 def look_up(patch, u, v, period, name):
-    """The sheets' colours (3, N) at u, v (N,) in repetitions of `period` metres, between their four points. The
-    material's seed says which of its colours is red, which green, which blue, and whether they are inverted."""
-    wide = SIZE >> np.arange(SIZE.bit_length())                                                 # points across
+    """The sheets' colours (3, N) at u, v (N,) in repetitions of `period` metres, between four points. The
+    material's seed says which of them is red, which green, which blue, and whether they are inverted."""
+    wide = SIZE >> np.arange(SIZE.bit_length())  # points across
     first = np.concatenate([[0], np.cumsum(wide ** 2)[:-1]])
     level = np.rint(np.log2(np.maximum(patch.foot * SIZE / period, 1))).astype(int).clip(0, len(wide) - 1)
     n, start = wide[level], first[level]
     x, y = u * n - .5, v * n - .5
     i, j = np.floor(x).astype(int), np.floor(y).astype(int)
     fx, fy = (x - i)[:, None].astype(np.float32), (y - j)[:, None].astype(np.float32)
-    left, right, low, high = i & (n - 1), (i + 1) & (n - 1), start + (j & (n - 1)) * n, start + (j + 1 & (n - 1)) * n
+    left, right = i & (n - 1), (i + 1) & (n - 1)
+    low, high = start + (j & (n - 1)) * n, start + (j + 1 & (n - 1)) * n
     rgb = np.empty((len(x), 3), np.float32)
     for number in np.unique(patch.p[:, 1]):
         k, points = np.flatnonzero(patch.p[:, 1] == number), pyramid(name, int(number))
@@ -59,7 +59,8 @@ def stains(patch):
 
 def poster(patch):
     """A picture with detail, once over the face."""
-    return look_up(patch, (patch.a + 1) / 2, (1 - patch.b) / 2, 2 * np.maximum(patch.ha, patch.hb), "poster"), 1
+    large = 2 * np.maximum(patch.ha, patch.hb)
+    return look_up(patch, (patch.a + 1) / 2, (1 - patch.b) / 2, large, "poster"), 1
 
 
 def wallpaper(patch):
@@ -69,7 +70,7 @@ def wallpaper(patch):
 
 
 def _laid(patch, i, j, size):
-    """Tones (3, N) of stones or boards i, j of about `size` metres; even where they are smaller than a pixel."""
+    """Tones (3, N) of stones or boards i, j of about `size` metres; even where a pixel is larger."""
     fade = np.clip(1.5 - 2 * patch.foot / size, 0, 1)
     tone = noise(i, j, patch.seed)
     return np.stack([.5 + fade * (.7 * tone + .3 * noise(i, j, patch.seed + c) - .5) for c in (1, 2, 3)])

@@ -1,5 +1,5 @@
-"""Sheets: pictures of SIZE x SIZE points that repeat without a seam, each drawn once from a number, for prints.py
-to look up."""
+"""Sheets: pictures of SIZE x SIZE points that repeat without a seam, each drawn once from a number, and their
+halvings. prints.py looks them up."""
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -8,9 +8,9 @@ SIZE = 256
 
 
 def draw_clouds(rng, slope=None):
-    """(SIZE, SIZE, 3) in 0…1: noise whose amplitude falls with frequency f as 1 / f^slope, as in photographs."""
+    """(SIZE, SIZE, 3) in 0…1: noise whose amplitude falls as 1 / frequency^slope, as in photographs."""
     slope = slope or rng.uniform(.9, 1.6)
-    f = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)) * SIZE                   # (SIZE, SIZE/2+1)
+    f = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.rfftfreq(SIZE)) * SIZE  # (SIZE, SIZE / 2 + 1)
     waves = rng.normal(size=(4, *f.shape)) * np.exp(2j * np.pi * rng.random((4, *f.shape)))
     grey, *colour = np.fft.irfft2(waves / np.maximum(f, 1) ** slope * (f > 0), (SIZE, SIZE))
     cloud = np.stack([grey + rng.uniform(.1, .6) * x for x in colour], -1)
@@ -25,11 +25,12 @@ def draw_leaves(rng, count=240, small=3.5):
     for colour, r in zip(colours, radii):
         (x, y), (c, s), n = rng.uniform(0, SIZE, 2), rng.normal(size=2), int(r) + 2
         along, up = int(x) + np.arange(-n, n + 1), int(y) + np.arange(-n, n + 1)[:, None]
-        u, v = (c * (along - x) + s * (up - y)) / np.hypot(c, s), (c * (up - y) - s * (along - x)) / np.hypot(c, s)
+        du, dv, n = along - x, up - y, np.hypot(c, s)
+        u, v = (c * du + s * dv) / n, (c * dv - s * du) / n  # turned
         far = np.hypot(u, v * 1.5) if rng.random() < .6 else np.maximum(abs(u) * 1.2, abs(v) * 1.8)
         cover = np.clip(r - far + .5, 0, 1)[..., None]
         shade = (rng.uniform(.5, 1) + .3 * (u / r))[..., None] * colour
-        place = np.ix_(up.ravel() % SIZE, along % SIZE)                                         # over the edges
+        place = np.ix_(up.ravel() % SIZE, along % SIZE)  # over the edges
         sheet[place] += cover * (.8 * shade + .2 * sheet[place] - sheet[place])
     return np.clip(sheet, 0, 1)
 

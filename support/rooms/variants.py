@@ -2,7 +2,7 @@
 import numpy as np
 
 from support.rooms import classes as nyu
-from support.rooms.furniture import cabinet, chair, drape, sofa
+from support.rooms.furniture import cabinet, drape, sofa
 from support.rooms.materials import cloth, finish, material
 from support.rooms.parts import BALL, BOX, CYLINDER, Item
 
@@ -40,7 +40,8 @@ def trestle(rng):
     o.add((x - rng.uniform(.05, .3), x - .03), (.05, d - .05), (0, h - thick), legs, both=True)
     if label == nyu.DESK:
         dark = material(rng, "art", (2, 2, 0), emit=.1)
-        o.add((-.28, .28), (.1, .13), (h + .08, h + .44), dark, label=nyu.PROP).post(0, .1, .03, (h, h + .2), legs)
+        o.add((-.28, .28), (.1, .13), (h + .08, h + .44), dark, label=nyu.PROP)
+        o.post(0, .1, .03, (h, h + .2), legs, label=nyu.PROP)
     return o.clutter(rng, (-x * .8, x * .8), (.2, d - .05), h, int(rng.integers(0, 5)))
 
 
@@ -54,7 +55,8 @@ def corner_sofa(rng):
 
 def mattress(rng):
     """A bed without boards: a mattress on the floor or on legs, a cover and pillows."""
-    o, x, n, z = Item(nyu.BED), rng.uniform(.4, .9), rng.uniform(1.7, 2.1), rng.choice([0, rng.uniform(.1, .4)])
+    o, x, n = Item(nyu.BED), rng.uniform(.4, .9), rng.uniform(1.7, 2.1)
+    z = rng.choice([0, rng.uniform(.1, .4)])
     if z:
         o.add((x - .08, x), (0, .08), (0, z), finish(rng), both=True)
         o.add((x - .08, x), (n - .08, n), (0, z), finish(rng), both=True)
@@ -68,7 +70,8 @@ def cupboard(rng):
     """An open cabinet with things on its boards, or one on the wall."""
     if rng.random() < .3:
         return Item(nyu.CABINET).put(cabinet(rng, rng.uniform(.5, 1.4), rng.uniform(.4, .7), .34), z=1.35)
-    o, x, d, h, m = Item(nyu.CABINET), rng.uniform(.3, .7), rng.uniform(.35, .6), rng.uniform(.5, 1.9), finish(rng)
+    o, x, d, h = Item(nyu.CABINET), rng.uniform(.3, .7), rng.uniform(.35, .6), rng.uniform(.5, 1.9)
+    m = finish(rng)
     o.add((-x, x), (0, .02), (0, h), m).add((x - .03, x), (0, d), (0, h), m, both=True)
     for z in np.linspace(.05, h, max(2, round(h / .4))):
         o.add((-x, x), (0, d), (z - .03, z), m).clutter(rng, (-x * .7, x * .7), (.12, d - .1), z, 1)
@@ -114,20 +117,12 @@ def mess(rng):
     """Things on the floor, outside the classes: boxes, balls and cans, in a heap."""
     o = Item(nyu.PROP)
     for _ in range(int(rng.integers(2, 7))):
-        r, h = rng.uniform(.04, .2), rng.uniform(.03, .4)
-        o.put(Item(nyu.PROP).post(0, 0, r, (0, h), material(rng), int(rng.integers(3)), ry=r * rng.uniform(.5, 1)),
-              *rng.uniform(-.3, .3, 2), rng.uniform(0, 3))
+        r, h, shape = rng.uniform(.04, .2), rng.uniform(.03, .4), int(rng.integers(3))
+        thing = Item(nyu.PROP).post(0, 0, r, (0, h), material(rng), shape, ry=r * rng.uniform(.5, 1))
+        o.put(thing, *rng.uniform(-.3, .3, 2), rng.uniform(0, 3))
     return o
 
 
-def chairs(rng):
-    """Chairs in a row, of one style."""
-    o, style = Item(nyu.CHAIR), int(rng.integers(1 << 30))
-    for x in np.arange(rng.integers(2, 5)) * rng.uniform(.6, .8):
-        o.put(chair(np.random.default_rng(style)), x, 0, rng.normal(0, .1))
-    return o
-
-
-VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain, skylight,
-            mess, chairs)
+VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain,
+            skylight, mess)
 HUNG = (cupboard, wall_shelf, hanging, skylight)  # on or at a wall

@@ -10,7 +10,9 @@ from support.rooms.parts import turn
 from support.rooms.screens import SCREENS
 from support.rooms.variants import HUNG, VARIANTS
 
-PIECES = (*dict.fromkeys(build for kind in KINDS for build in RECIPES[kind]), furniture.chair)
+PIECES = tuple(dict.fromkeys(build for kind in KINDS for build in RECIPES[kind][1:]))
+SMALL = (furniture.chair, furniture.table, furniture.desk, furniture.picture, furniture.washbasin,
+         furniture.toilet, furniture.bathtub, furniture.sofa)  # in the pictures: more of these
 WALLED = (furniture.door, furniture.window, furniture.picture, furniture.kitchen, furniture.washbasin, *HUNG)
 PRINTED = ("leaves", "clouds", "stains", "wallpaper", "bricks", "parquet", "tile", "stripes", "cloth", "wood")
 KEPT = ("panel", "books", "folds", "art")  # what these are is not for a print to hide, mostly
@@ -23,12 +25,12 @@ def furnish_wide(rng, kind):
     half = size[:2] / 2
     radii = np.maximum(np.minimum(rng.uniform(.2, .75, 2) * half, half - .8), .12)
     floor = Wide(rng, True, size, np.array([*rng.uniform(-.5, .5, 2) * (half - radii - .6).clip(0), *radii]))
-    floor.clear = rng.uniform(.22, .4)
-    named = RECIPES[kind] if rng.random() < .7 else ()
-    count = int(min(5 + .8 * size[0] * size[1], 42) * rng.uniform(.6, 1.1))
-    others = PIECES + SCREENS + VARIANTS
-    for build in [furniture.door, *named, *(others[i] for i in rng.integers(0, len(others), count))][:count]:
-        floor.place(build)
+    floor.clear = rng.uniform(.15, .35)
+    count = int(min(12 + size[0] * size[1], 46) * rng.uniform(.6, 1.15))
+    others = PIECES + 2 * SMALL + SCREENS + VARIANTS
+    for i, other in enumerate(rng.integers(0, len(others), count)):
+        named = i % 2 < rng.random() and i // 2 < len(RECIPES[kind])
+        floor.place(RECIPES[kind][i // 2] if named else others[other])
     return floor
 
 
@@ -36,12 +38,13 @@ class Wide(Floor):
     """A floor on which things stand along the walls, in the middle and near the camera's way."""
 
     def place(self, build):
-        """Build up to 3 items, stretched along each axis, and try 12 places for each, until one fits."""
-        for _ in range(3):
+        """Build up to 4 items, stretched along each axis, in small rooms rather shrunk, and try 10 places for
+        each, until one fits."""
+        for _ in range(4):
             item = build(self.rng)
-            item.stretch(self.rng.uniform(.75, 1.35, 3))
+            item.stretch(self.rng.uniform(.75, min(1.35, .75 + .15 * self.size[:2].min()), 3))
             bounds = item.bounds()
-            for _ in range(12):
+            for _ in range(10):
                 spot = self.spot(build, *bounds)
                 if spot is not None and self.stand(build.__name__, item, spot):
                     return
@@ -86,10 +89,12 @@ def dress(rng, room):
             new["texture"][i], new["p"][i] = PRINTED[kind], _pattern(rng, PRINTED[kind], numbers[kind])
             new["a"][i], new["b"][i] = _two_ends(rng)
         else:
-            new["a"][i], new["b"][i] = (x + pale * (.75 - x) for x in (old["a"][i] ** tone, old["b"][i] ** tone))
+            for key in "ab":
+                new[key][i] = (1 - pale) * old[key][i] ** tone + pale * .75
     room.materials = {key: np.array(value) for key, value in new.items()}
     _light(rng, room)
-    room.focal, room.kind = .55 * (1.3 / .55) ** rng.random(), f"wide {room.kind}"
+    longest = np.clip(.3 * room.size[:2].min(), .75, 1.3)
+    room.focal, room.kind = .55 * (longest / .55) ** rng.random(), f"wide {room.kind}"
     return room
 
 
@@ -110,9 +115,11 @@ def _pattern(rng, name, numbers):
 
 
 def _light(rng, room):
-    """Lamps anywhere above, one or two, of a power that suits the room; more or less light all around."""
-    reach = np.linalg.norm(room.size) / 6.5
-    place = rng.uniform(-.35, .35, 2) * room.size[:2]
-    room.lamps = [(np.append(place, room.size[2] - rng.uniform(.2, .4)), room.lamps[0][1]), *room.lamps[1:]]
-    room.lamps = [(position, power * max(reach, .55) ** 1.6 * rng.uniform(.4, 1)) for position, power in room.lamps]
-    room.ambient = room.ambient * rng.uniform(.9, 2.4)
+    """A lamp over the camera's way, where nothing is tall, of a power that suits the room, and perhaps a
+    window; more or less light all around."""
+    spot = np.pi / 24 * rng.integers(48)
+    place = room.loop[:2] + room.loop[2:] * (np.cos(spot), np.sin(spot))
+    room.lamps[0] = np.append(place, room.size[2] - rng.uniform(.2, .4)), room.lamps[0][1]
+    stronger = max(np.linalg.norm(room.size) / 6.5, .6) ** 1.2
+    room.lamps = [(position, power * stronger * rng.uniform(.4, 1)) for position, power in room.lamps]
+    room.ambient = room.ambient * rng.uniform(.8, 2)
