@@ -48,7 +48,7 @@ def _line(rng, room, frames, step):
     plane = start + along[:, None] * (np.cos(way), np.sin(way)) + rng.normal(0, .15 * step, (frames, 2))
     if rng.random() < .4:
         return plane, np.full(frames, way + rng.uniform(-1.8, 1.8))
-    aim = rng.uniform(-.5, .5, 2) * room.size[:2]
+    aim = max(rng.uniform(-.5, .5, (2, 2)) * room.size[:2], key=lambda x: np.linalg.norm(x - start))
     return plane, np.arctan2(*(aim - plane).T[::-1])
 
 
@@ -92,10 +92,10 @@ def _grade(room, eye, yaw, pitch):
     x, y, z = np.moveaxis(local, -1, 0)
     there = (z > .1) & (np.abs(x) < .5 / room.focal * z) & (np.abs(y) < .375 / room.focal * z)
     way = point - eye[sources][:, None, None]                                                  # (S, T, G, 3)
-    reach, _ = _first(things, room.size, eye[sources], way.reshape(len(sources), -1, 3))  # 1: as far as the point
+    reach, _ = _first(things, room.size, eye[sources], way.reshape(len(sources), -1, 3))  # 1: to the point
     seen = there & (np.moveaxis(reach.reshape(way.shape[:3]), 0, 2) > .97)                     # (T, G, S)
     free = np.quantile(depth, .15)
-    return np.mean(seen.sum(2) >= 2) * min(1, on_things.mean() / .5) * min(1, free / .5)
+    return np.mean(seen.sum(2) >= 2) * min(1, on_things.mean() / .4) * min(1, free / .5)
 
 
 def _first(things, size, eye, rays):

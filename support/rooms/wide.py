@@ -57,7 +57,7 @@ class Wide(Floor):
             return super().spot(furniture.door, lo, hi)
         yaw = rng.choice([rng.integers(4) * np.pi / 2, rng.uniform(0, 2 * np.pi)])
         place = rng.uniform(-.5, .5, 2) * size[:2]
-        if rng.random() < .4:  # near the camera's way
+        if rng.random() < .25:  # near the camera's way
             place = self.way[rng.integers(len(self.way))] + rng.normal(0, .9, 2)
         return *(place - (turn(yaw) @ ((lo + hi) / 2))[:2]), yaw
 
@@ -84,7 +84,7 @@ def dress(rng, room):
         if name == "art" and not old["emit"][i] and rng.random() < .8:
             new["texture"][i], new["p"][i] = "poster", np.array([1, rng.choice(numbers[-1]), 0])
             new["a"][i], new["b"][i] = _two_ends(rng)
-        elif not old["emit"][i] and rng.random() < share * (.35 if name in KEPT else 1):
+        elif not old["emit"][i] and rng.random() < share * (.6 if name in KEPT else 1):
             kind = int(rng.integers(len(PRINTED)))
             new["texture"][i], new["p"][i] = PRINTED[kind], _pattern(rng, PRINTED[kind], numbers[kind])
             new["a"][i], new["b"][i] = _two_ends(rng)
