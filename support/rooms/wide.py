@@ -14,7 +14,8 @@ PIECES = tuple(dict.fromkeys(build for kind in KINDS for build in RECIPES[kind][
 SMALL = (furniture.chair, furniture.table, furniture.desk, furniture.picture, furniture.washbasin,
          furniture.toilet, furniture.bathtub, furniture.sofa)  # in the pictures: more of these
 WALLED = (furniture.door, furniture.window, furniture.picture, furniture.kitchen, furniture.washbasin, *HUNG)
-PRINTED = ("leaves", "clouds", "stains", "wallpaper", "bricks", "parquet", "tile", "stripes", "cloth", "wood")
+PRINTED = ("poster", "leaves", "clouds", "stains", "wallpaper", "bricks", "parquet", "tile", "stripes",
+           "cloth", "wood")  # the first for pictures
 KEPT = ("panel", "books", "folds", "art")  # what these are is not for a print to hide, mostly
 
 
@@ -77,20 +78,20 @@ def dress(rng, room):
     """New materials, light and lens for a furnished room, in place. -> room."""
     old, n = room.materials, len(room.materials["seed"])
     rich, pale, tone = rng.uniform(0, .95), rng.uniform(0, .8) * rng.random(), np.exp(rng.normal(0, .25))
-    numbers = rng.integers(0, 1 << 20, (len(PRINTED) + 1, 2))  # two sheets of a kind to a room
+    numbers = rng.integers(0, 1 << 20, (len(PRINTED), 2))  # two sheets of a kind to a room
     new = {key: list(value) for key, value in old.items()}
     for i in range(n):
-        name, share = str(old["texture"][i]), rich
+        name = str(old["texture"][i])
         if name == "art" and not old["emit"][i] and rng.random() < .8:
-            new["texture"][i], new["p"][i] = "poster", np.array([1, rng.choice(numbers[-1]), 0])
-            new["a"][i], new["b"][i] = _two_ends(rng)
-        elif not old["emit"][i] and rng.random() < share * (.6 if name in KEPT else 1):
+            kind = 0
+        elif not old["emit"][i] and rng.random() < rich * (.6 if name in KEPT else 1):
             kind = int(rng.integers(len(PRINTED)))
-            new["texture"][i], new["p"][i] = PRINTED[kind], _pattern(rng, PRINTED[kind], numbers[kind])
-            new["a"][i], new["b"][i] = _two_ends(rng)
         else:
             for key in "ab":
                 new[key][i] = (1 - pale) * old[key][i] ** tone + pale * .75
+            continue
+        new["texture"][i], new["p"][i] = PRINTED[kind], _pattern(rng, PRINTED[kind], numbers[kind])
+        new["a"][i], new["b"][i] = _two_ends(rng)
     room.materials = {key: np.array(value) for key, value in new.items()}
     _light(rng, room)
     longest = np.clip(.3 * room.size[:2].min(), .75, 1.3)
@@ -107,7 +108,7 @@ def _two_ends(rng):
 def _pattern(rng, name, numbers):
     """Parameters p (3,) of a texture of PRINTED."""
     period = np.exp(rng.uniform(np.log(.35), np.log(2.5)))
-    if name in ("leaves", "clouds", "stains"):
+    if name in ("poster", "leaves", "clouds", "stains"):
         return np.array([period, rng.choice(numbers), rng.uniform(0, 2 * np.pi)])
     if name in ("wallpaper", "bricks", "parquet"):
         return np.array([rng.uniform(.15, .6), rng.choice(numbers), rng.uniform(.25, 1)])
