@@ -39,7 +39,7 @@ from support.files import run_script
 from support.labels import SCANNET20
 from support.rooms import DOUBTED, VARIED, VERSION, test_seeds
 from support.rooms.bounds import rectangles
-from support.rooms.camera import camera_of
+from support.rooms.camera import camera_of, pixels
 from support.rooms.classes import RAW
 from support.rooms.export import write_missing, write_split, write_whole
 from support.rooms.house import Room, make_room
@@ -222,8 +222,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="the first's; 20000: to be doubted; 40000: wide")
     parser.add_argument("--data", help="write them there, for --scene, with a split.txt; no contact sheet")
     parser.add_argument("--test", type=int, default=0, help="so many test rooms of their kind more")
-    parser.add_argument("--width", type=int, default=320, help="in pixels, of what --data writes")
-    parser.add_argument("--height", type=int, default=240)
+    parser.add_argument("--width", type=pixels, default=320, help="in pixels, of what --data writes")
+    parser.add_argument("--height", type=pixels, default=240)
     args = parser.parse_args()
     rows, seconds = [], []
     seeds = [*range(args.seed, args.seed + args.count), *test_seeds(args.seed, args.test)]

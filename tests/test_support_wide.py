@@ -55,6 +55,14 @@ def test_one_command_writes_wide_rooms_of_a_size_and_their_split(tmp_path, monke
     assert about["kind"].startswith("wide ") and export.said_of(tmp_path / "room40003_00") == about
 
 
+@pytest.mark.parametrize("size", ["0", "-4", "5000", "wide"])
+def test_a_size_that_is_none_is_refused_in_a_line(size, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["00_rooms.py", "--data", "nowhere", "--width", size])
+    with pytest.raises(SystemExit):
+        rooms.main()
+    assert f"argument --width: invalid pixels value: '{size}'" in capsys.readouterr().err
+
+
 def test_what_is_written_is_what_the_camera_makes_of_a_true_picture(tmp_path, monkeypatch):
     flawed = Camera(40001, light=.2, gamma=1.2, quality=80, metres=.004, degrees=.2)
     monkeypatch.setattr(rooms, "camera_of", lambda seed: flawed)

@@ -58,6 +58,13 @@ def blurred(x, k):
     return x + np.float32(k) * (above + below - 2 * x)
 
 
+def pixels(text):
+    """A picture's width or height as a flag's value; ValueError, which argparse tells, unless 8 to 4096."""
+    if int(text) not in range(8, 4097):
+        raise ValueError
+    return int(text)
+
+
 def camera_of(seed):
     """The camera of room `seed`: a perfect one, but in rooms of WIDE, where one in six is."""
     rng = np.random.default_rng([seed, VERSION, 2])
