@@ -1,10 +1,9 @@
 """A dataset for those who have none: procedural furnished rooms, on disk as if ScanNet had scanned them.
 
 S-Ray learns from posed photographs with class labels. ScanNet has them behind a signed form, so this file
-makes its own. They are always called rooms, never ScanNet. A room is a list of *parts*: boxes, cylinders and
-balls of any proportions, each with a material and a label. `make_room` (support/rooms/house.py) draws one
-from a seed: furniture that fits, walls, lamps. `camera_path` walks through it. This file takes the pictures,
-one ray a pixel, and writes them in the layout of a ScanNet export, which 01_data.py reads.
+makes its own: rooms. A room is a list of *parts*: boxes, cylinders and balls of any proportions, each with a
+material and a label. `make_room` (support/rooms/house.py) draws one from a seed, `camera_path` walks through
+it. This file takes the pictures, one ray a pixel, and writes a ScanNet export, which 01_data.py reads.
 
 One pixel, start to end:
 1. Ray. Pixel (u, v) of a camera at c sees the points  c + z R K⁻¹ [u, v, 1]ᵀ;  the number z *is* the depth.
@@ -15,8 +14,7 @@ One pixel, start to end:
 4. Z-buffer. Of all parts, the pixel keeps the one that its ray enters first: depth and label.
 5. Shading, the same from every view (Lambertian):
        colour = albedo · (ambient + Σ_lamps power · lit · cosθ / (distance² + 0.6) + emitted).
-   `lit` says whether the lamp sees the point. It comes from the same z-buffer, seen from the lamp. A tone
-   curve as a film's and a square root (sRGB, roughly) make bytes of it.
+   `lit`: does the lamp, by the same z-buffer, see the point? A tone curve and a square root make bytes.
 
 What makes the task honest: all classes draw colours from one palette, so a pixel's colour does not give its
 class away. The camera moves by about 0.25 m and 13° a frame, so copying the nearest view is a poor answer.
@@ -25,6 +23,7 @@ Letters in shapes: H, W image; N = H·W pixels; P parts, the first six of which 
 
 Run:   python 00_rooms.py [--out outputs] [--count 6]      # a contact sheet, class shares, time per frame
        python 00_rooms.py --seed 20000 --count 48 --test 8 --data data/doubted    # 56 scenes to be doubted
+       python 00_rooms.py --seed 40000 --count 1000 --test 10 --data data/wide    # of any size and surface
 Test:  pytest tests/test_00_rooms.py tests/test_support_rooms.py
 """
 import argparse
@@ -40,6 +39,7 @@ from support.files import run_script
 from support.labels import SCANNET20
 from support.rooms import DOUBTED, VARIED, VERSION, test_seeds
 from support.rooms.bounds import rectangles
+from support.rooms.camera import camera_of, pixels
 from support.rooms.classes import RAW
 from support.rooms.export import write_missing, write_split, write_whole
 from support.rooms.house import Room, make_room
@@ -164,7 +164,7 @@ def render(room, c2w, K, height, width):
     rgb = np.empty((height * width, 3), np.uint8)
     for c in range(3):
         a, b = (materials[name][:, c].astype(np.float32)[m] for name in "ab")
-        x = (a + mix * (b - a)) * gain * (light[c] + emitted)  # albedo · light
+        x = (a + mix[c] * (b - a)) * gain * (light[c] + emitted)  # albedo · light
         x = x * (1 + x * .12) / (1 + .6 * x) * 1.25  # bright light saturates, as on film
         rgb[:, c] = np.clip(np.sqrt(x) * 255 + .5, 0, 255)
     return rgb.reshape(height, width, 3), depth, room.parts["label"].astype(np.uint8)[part]
@@ -181,23 +181,21 @@ def settings(seed, frames, width, height):
 def write_scene(folder, seed, frames, width, height):
     """A ScanNet export: color/<i>.jpg, depth/<i>.png in millimetres, label-filt/<i>.png in raw ids,
     pose/<i>.txt from camera to world, intrinsic/intrinsic_{color,depth}.txt; room.json, written last."""
-    room = make_room(seed)
+    room, camera = make_room(seed), camera_of(seed)
     K, poses = intrinsics(room, width, height), camera_path(room, frames, seed)
     raw = np.zeros(256, np.uint16)  # NYU-40 id -> one of its raw ids, chosen per room
-    for nyu, categories in RAW.items():
-        raw[nyu] = list(categories.values())[seed % len(categories)]
+    raw[list(RAW)] = [list(ids.values())[seed % len(ids)] for ids in RAW.values()]
     for name in ("color", "depth", "pose", "intrinsic", "label-filt"):
         (folder / name).mkdir()
-    K4 = np.eye(4)
-    K4[:3, :3] = K
+    K4 = np.pad(K, (0, 1)) + np.diag([0, 0, 0, 1.0])
     for kind in ("color", "depth"):
         np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", K4, fmt="%.6f")
     for i, c2w in enumerate(poses):
         rgb, depth, label = render(room, c2w, K, height, width)
-        iio.imwrite(folder / "color" / f"{i}.jpg", rgb, quality=95)
+        iio.imwrite(folder / "color" / f"{i}.jpg", camera.develop(rgb, i), quality=camera.quality)
         iio.imwrite(folder / "depth" / f"{i}.png", np.rint(depth * 1000).astype(np.uint16), compress_level=1)
         iio.imwrite(folder / "label-filt" / f"{i}.png", raw[label], compress_level=1)
-        np.savetxt(folder / "pose" / f"{i}.txt", c2w, fmt="%.9f")
+        np.savetxt(folder / "pose" / f"{i}.txt", camera.measured(c2w, i), fmt="%.9f")
     about = settings(seed, frames, width, height) | {"kind": room.kind}
     (folder / "room.json").write_text(json.dumps(about, indent=1))
 
@@ -221,28 +219,30 @@ def main():
     parser = argparse.ArgumentParser(description="Procedural rooms with depth and labels: a contact sheet.")
     parser.add_argument("--out", default="outputs", help="folder for 00_rooms.png")
     parser.add_argument("--count", type=int, default=6, help="how many rooms")
-    parser.add_argument("--seed", type=int, default=0, help="the first's; 20000: rooms to be doubted")
+    parser.add_argument("--seed", type=int, default=0, help="the first's; 20000: to be doubted; 40000: wide")
     parser.add_argument("--data", help="write them there, for --scene, with a split.txt; no contact sheet")
     parser.add_argument("--test", type=int, default=0, help="so many test rooms of their kind more")
+    parser.add_argument("--width", type=pixels, default=320, help="in pixels, of what --data writes")
+    parser.add_argument("--height", type=pixels, default=240)
     args = parser.parse_args()
-    rows, share, seconds = [], np.zeros(256), []
+    rows, seconds = [], []
     seeds = [*range(args.seed, args.seed + args.count), *test_seeds(args.seed, args.test)]
     if args.data:
-        return write_split(args.data, make_rooms(args.data, seeds))
+        return write_split(args.data, make_rooms(args.data, seeds, width=args.width, height=args.height))
     for seed in seeds:
-        room, shots = make_room(seed), []
+        room, camera, shots = make_room(seed), camera_of(seed), []
         K, path = intrinsics(room, 320, 240), camera_path(room, 24, seed)
-        for c2w in path[[0, 8]]:
+        for i in (0, 8):
             start = time.perf_counter()
-            shots.append(render(room, c2w, K, 240, 320))
+            rgb, *maps = render(room, path[i], K, 240, 320)
             seconds.append(time.perf_counter() - start)
-            share += np.bincount(shots[-1][2].ravel(), minlength=256) / (2 * len(seeds) * 240 * 320)
+            shots.append((camera.develop(rgb, i), *maps))
         small = intrinsics(room, 160, 120)
         hidden, views = shares([trace(room, c2w, small, 120, 160)[0] for c2w in path], small, path)
         rows.append((f"{room.kind}\n{hidden:.0%} occluded, {views:.1f} views", shots))
     path = Path(args.out) / "00_rooms.png"
     contact_sheet(path, rows)
-    print_facts(shots[0], share)
+    print_facts(rows)
     print(f"median {np.median(seconds) * 1000:.0f} ms per 320x240 frame; saved {path}")
 
 

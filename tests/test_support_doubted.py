@@ -84,7 +84,7 @@ def test_rooms_to_be_doubted_have_seeds_of_their_own():
 
 def test_one_command_writes_scenes_and_their_split(tmp_path, monkeypatch, capsys):
     real, argv = rooms.make_rooms, ["00_rooms.py", "--data", str(tmp_path), "--seed", "20003"]
-    monkeypatch.setattr(rooms, "make_rooms", lambda root, seeds: real(root, seeds, 2, 32, 24, workers=1))
+    monkeypatch.setattr(rooms, "make_rooms", lambda root, seeds, **_: real(root, seeds, 2, 32, 24, workers=1))
     monkeypatch.setattr("sys.argv", [*argv, "--count", "2", "--test", "1"])
     rooms.main()
     found = datasets.find_dataset(str(tmp_path), None, 0, 0, None)

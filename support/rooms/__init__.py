@@ -9,13 +9,20 @@ A room, in the order in which it is made:
     doubles.py    things of different classes that look the same but for one side
     screens.py    what is looked past: columns, open shelves, partitions, doorways, plants
     doubted.py    rooms of doubles behind screens
+    variants.py   other shapes of furniture
+    wide.py       rooms of every size and surface
     house.py      Room and make_room: walls, furniture and lamps
     paths.py      the camera's walk
+    walks.py      other walks, in wide rooms
 A picture:
     bounds.py     which pixels a part may cover
     surface.py    normal and place on the face, where a ray hits a part
+    patch.py      points on faces as textures see them
     textures.py   patterns on faces
+    sheets.py     pictures that prints are looked up in
+    prints.py     textures as rich as photographs
     shadows.py    what a lamp sees
+    camera.py     what a camera does to pictures and poses
 Files:
     occlusion.py  which share of pixels a source view has in its image and does not see
     export.py     folders that appear whole, written by several processes
@@ -26,9 +33,10 @@ Test: pytest tests/test_support_rooms.py
 VERSION = 2  # raise when the pictures change: rooms on disk of another version are written anew
 VARIED = range(5000, 9000)  # rooms of these seeds, for training only, differ far more: see house.make_room
 DOUBTED = range(20000, 30000)  # rooms of these seeds are made to be doubted: see doubted.py
-TEST = range(9000, 20000), range(29000, 30000)  # rooms of these seeds, the latter DOUBTED's, are for testing
+WIDE = range(40000, 50000)  # rooms of these seeds are for training what carries over: see wide.py
+TEST = range(9000, 20000), range(29000, 30000), range(49000, 50000)  # for testing; DOUBTED's, WIDE's
 
 
 def test_seeds(seed, count):
     """The first `count` seeds of test rooms of the kind that room `seed` is of."""
-    return TEST[seed in DOUBTED][:count]
+    return TEST[(seed in DOUBTED) + 2 * (seed in WIDE)][:count]

@@ -3,13 +3,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from support.rooms import DOUBTED, VARIED, VERSION
+from support.rooms import DOUBTED, VARIED, VERSION, WIDE
 from support.rooms.classes import CEILING, FLOOR, LAMP, WALL
 from support.rooms.doubted import furnish_doubted
 from support.rooms.floor import Floor
 from support.rooms.furniture import KINDS
 from support.rooms.materials import cloth, finish, material
 from support.rooms.parts import BOX
+from support.rooms.wide import dress, furnish_wide
 
 
 @dataclass
@@ -35,12 +36,15 @@ def make_room(seed):
     Rooms are 4 to 5 m wide. Those of seeds in VARIED are 4 to 8 m wide, with more furniture, each piece up to
     a third larger or smaller, seats also in the middle, paler or not, other light, another field of view: a
     model that has only seen rooms of one size takes the walls of a larger one to be as near. Those of seeds
-    in DOUBTED are made by doubted.py, with lamps half as bright again and a field of view of up to 76°.
+    in DOUBTED are made by doubted.py, with lamps half as bright again and a field of view of up to 76°, those
+    in WIDE by wide.py.
     """
     rng, varied = np.random.default_rng([seed, VERSION]), seed in VARIED
     kind = KINDS[seed % len(KINDS)]
     if seed in DOUBTED:
         kind, floor = "doubted", furnish_doubted(rng)
+    elif seed in WIDE:
+        floor = furnish_wide(rng, kind)
     else:
         floor = Floor(rng, varied, *_measure(rng, varied))
         floor.furnish(kind)
@@ -59,7 +63,8 @@ def make_room(seed):
         # how far each material goes to off-white
         pale = rng.uniform(0, .9) * rng.uniform(0, 1, len(materials["a"]))[:, None] ** .5
         materials |= {k: materials[k] + pale * (np.array([.75, .74, .72]) - materials[k]) for k in "ab"}
-    return Room(seed, kind, size, loop, focal, parts, materials, lamps, floor.objects, ambient)
+    room = Room(seed, kind, size, loop, focal, parts, materials, lamps, floor.objects, ambient)
+    return dress(rng, room) if seed in WIDE else room
 
 
 def _measure(rng, varied):

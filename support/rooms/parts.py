@@ -81,6 +81,12 @@ class Item:
                       for shape, centre, half, r, mat, label in self.parts]
         return self
 
+    def stretch(self, s):
+        """The same, s (3,) times as wide, deep and high; what is turned stays a box, a cylinder or a ball."""
+        self.parts = [(shape, s * centre, np.linalg.norm(s[:, None] * r, axis=0) * half, r, mat, label)
+                      for shape, centre, half, r, mat, label in self.parts]
+        return self
+
     def bounds(self):
         """Axis-aligned (lo, hi), each (3,)."""
         reach = [(c, np.sqrt(r ** 2 @ h ** 2) if shape == BALL else np.abs(r) @ h)

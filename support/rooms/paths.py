@@ -1,7 +1,8 @@
 """The camera's walk through a room."""
 import numpy as np
 
-from support.rooms import DOUBTED, VARIED, VERSION
+from support.rooms import DOUBTED, VARIED, VERSION, WIDE
+from support.rooms.walks import wide_walk
 
 
 def camera_path(room, frames, seed):
@@ -10,11 +11,13 @@ def camera_path(room, frames, seed):
 
     13° of the loop per frame, about 0.25 m; 28 frames see the room all around.
     In a room of VARIED at most 17° and 0.2 to 0.38 m where the loop is widest. In a room of DOUBTED
-    15°, always looking over to the other half of the room.
+    15°, always looking over to the other half of the room. In a room of WIDE as walks.py says.
     """
     rng = np.random.default_rng([seed, room.seed, VERSION])
     if room.seed in DOUBTED:
         return _poses(*_looking_over(rng, room, frames))
+    if room.seed in WIDE:
+        return _poses(*wide_walk(rng, room, frames))
     way = rng.choice([-1, 1])
     i = np.arange(frames)
     varied, step = room.seed in VARIED, np.radians(13)

@@ -28,9 +28,11 @@ def contact_sheet(path, rows):
     plt.close(fig)
 
 
-def print_facts(shot, share):
-    """What a picture consists of, and a line for each class; share (256,) of the pixels, by NYU-40 id."""
-    for name, x in zip(("rgb", "depth", "label"), shot):
+def print_facts(rows):
+    """What the pictures of rows, as above, consist of: arrays, and each class's share of the pixels."""
+    label = np.stack([label for _, shots in rows for _, _, label in shots])
+    share = np.bincount(label.ravel(), minlength=256) / label.size
+    for name, x in zip(("rgb", "depth", "label"), rows[-1][1][0]):
         print(f"{name:16s} {x.shape} {x.dtype}")
     print(f"{'class':16s} share of pixels")
     for i, name, _ in SCANNET20:

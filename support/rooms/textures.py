@@ -1,56 +1,13 @@
 """Textures: patterns on a surface that depend on the place alone, so that they look the same from every view.
 
 A texture is a function of a Patch: where on their faces N points are. It returns how far to go there from the
-material's albedo a to its albedo b (`mix`, 0 to 1), and how bright the result is (`gain`).
+material's albedo a to its albedo b (`mix`, 0 to 1), and how bright the result is (`gain`). Those of prints.py
+return a `mix` for each of red, green and blue.
 """
-from typing import NamedTuple
-
 import numpy as np
 
-
-class Patch(NamedTuple):
-    """N points on faces of one texture."""
-    a: np.ndarray      # (N,) place across the face in -1…1 (radians around a round side)
-    b: np.ndarray      # (N,) place up the face in -1…1
-    ha: np.ndarray     # (N,) half the face's size across, metres
-    hb: np.ndarray     # (N,) and up
-    front: np.ndarray  # (N,) is this the side with doors and spines?
-    p: np.ndarray      # (N, 3) the material's parameters
-    seed: np.ndarray   # (N,) the material's seed
-    foot: np.ndarray   # (N,) metres of surface under the pixel: a pattern fades before it aliases
-
-    @property
-    def s(self):
-        """Metres across the face."""
-        return self.a * self.ha
-
-    @property
-    def t(self):
-        """Metres up the face."""
-        return self.b * self.hb
-
-    @property
-    def phase(self):
-        return (self.seed % 97).astype(np.float32)
-
-    def wave(self, period, x):
-        """A sine over x metres that fades out before it aliases."""
-        return np.sin(2 * np.pi * x / period) * np.clip(1.5 - 3 * self.foot / period, 0, 1)
-
-
-def noise(i, j, seed):
-    """Pseudo-random numbers (N,) in 0…1 of integer cells (i, j): the same from every view."""
-    i, j, seed = (x.astype(np.int64) for x in (i, j, seed))
-    h = (i * 0x9E3779B1 + j * 0x85EBCA6B + seed * 0xC2B2AE35) & 0xFFFFFFFF
-    h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
-    h = ((h ^ (h >> 12)) * 0x297A2D39) & 0xFFFFFFFF
-    return ((h ^ (h >> 15)) >> 8).astype(np.float32) / (1 << 24)
-
-
-def lines(x, period, width, foot):
-    """Lines of `width` every `period` metres: the share of the pixel that they cover, (N,) in 0…1."""
-    d = np.abs(x / period - np.rint(x / period)) * period
-    return np.clip((width / 2 + foot / 2 - d) / foot, 0, 1) * np.minimum(1, width / foot)
+from support.rooms.patch import Patch, lines, noise
+from support.rooms.prints import PRINTS
 
 
 def plain(patch):
@@ -142,14 +99,15 @@ TEXTURES = {f.__name__: f for f in (plain, wood, tile, cloth, stripes, books, fo
 
 
 def patterns(materials, material, surface, foot):
-    """(mix, gain), each (N,) float32, of N surface points of different materials.
+    """mix (3, N) and gain (N,), float32, of N surface points of different materials.
 
     materials: Room.materials; material (N,): index into them; surface: see surface.py; foot (N,): see Patch.
     """
-    mix, gain = np.zeros(len(foot), np.float32), np.ones(len(foot), np.float32)
+    mix, gain = np.zeros((3, len(foot)), np.float32), np.ones(len(foot), np.float32)
     for name in np.unique(materials["texture"]):
         i = np.flatnonzero((materials["texture"] == name)[material])  # these points have this texture
         where = (field[i] for field in (surface.a, surface.b, surface.ha, surface.hb, surface.front))
         p, seed = materials["p"].astype(np.float32)[material[i]], materials["seed"][material[i]]
-        mix[i], gain[i] = TEXTURES[name](Patch(*where, p, seed, foot[i]))
+        draw = TEXTURES.get(name) or PRINTS[name]
+        mix[:, i], gain[i] = draw(Patch(*where, p, seed, foot[i]))
     return mix, gain

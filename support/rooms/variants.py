@@ -1,0 +1,128 @@
+"""Other shapes of what furniture.py draws, for rooms of WIDE. As there, each function draws one item."""
+import numpy as np
+
+from support.rooms import classes as nyu
+from support.rooms.furniture import cabinet, drape, sofa
+from support.rooms.materials import cloth, finish, material
+from support.rooms.parts import BALL, BOX, CYLINDER, Item
+
+
+def stool(rng):
+    """A seat without a back on one, three or four legs, or a cube to sit on."""
+    o, r, h, m = Item(nyu.CHAIR), rng.uniform(.16, .24), rng.uniform(.4, .75), finish(rng)
+    kind, seat = rng.integers(3), cloth(rng)
+    if kind == 0:
+        return o.post(0, r, r, (0, h), seat, BOX)
+    o.post(0, r, r, (h - .06, h), seat, BOX if kind == 1 else CYLINDER)
+    if kind == 2:
+        return o.post(0, r, .03, (.03, h - .05), m).post(0, r, r * .8, (0, .03), m)
+    for y in (.03, 2 * r - .03):
+        o.post(r - .03, y, .02, (0, h - .05), m).post(.03 - r, y, .02, (0, h - .05), m)
+    return o
+
+
+def shell_chair(rng):
+    """A round seat and a bent back on a foot, or a heavy block with arms."""
+    o, m, x = Item(nyu.CHAIR), cloth(rng), rng.uniform(.24, .34)
+    if rng.random() < .5:
+        o.post(0, x, .03, (0, .4), finish(rng)).post(0, x, x * .8, (0, .03), m)
+        return o.post(0, x, x, (.38, .52), m, BALL).post(0, .06, x, (.4, .9), m, BALL, ry=.08, tilt=.15)
+    o.add((-x, x), (0, 2 * x), (.06, .42), m).add((-x, x), (0, .12), (.42, rng.uniform(.7, .95)), m)
+    return o.add((x - .1, x), (.1, 2 * x), (.42, .6), m, both=True)
+
+
+def trestle(rng):
+    """A plain top on two boards or trestles: a table, or with a monitor on it a desk."""
+    label = nyu.TABLE if rng.random() < .5 else nyu.DESK
+    o, x, d, h = Item(label), rng.uniform(.4, 1.1), rng.uniform(.45, .9), rng.uniform(.5, .8)
+    m, legs, thick = finish(rng), finish(rng), rng.uniform(.02, .07)
+    o.add((-x, x), (0, d), (h - thick, h), m)
+    o.add((x - rng.uniform(.05, .3), x - .03), (.05, d - .05), (0, h - thick), legs, both=True)
+    if label == nyu.DESK:
+        dark = material(rng, "art", (2, 2, 0), emit=.1)
+        o.add((-.28, .28), (.1, .13), (h + .08, h + .44), dark, label=nyu.PROP)
+        o.post(0, .1, .03, (h, h + .2), legs, label=nyu.PROP)
+    return o.clutter(rng, (-x * .8, x * .8), (.2, d - .05), h, int(rng.integers(0, 5)))
+
+
+def corner_sofa(rng):
+    """A sofa whose end goes on to the front."""
+    o, side = sofa(rng), rng.choice([-1, 1])
+    lo, hi = o.bounds()
+    m, x = o.parts[0][4], sorted((side * hi[0] * .98, side * (hi[0] - .75)))
+    return o.add(x, (.5, hi[1] + rng.uniform(.4, .8)), (.05, rng.uniform(.35, .45)), m)
+
+
+def mattress(rng):
+    """A bed without boards: a mattress on the floor or on legs, a cover and pillows."""
+    o, x, n = Item(nyu.BED), rng.uniform(.4, .9), rng.uniform(1.7, 2.1)
+    z = rng.choice([0, rng.uniform(.1, .4)])
+    if z:
+        o.add((x - .08, x), (0, .08), (0, z), finish(rng), both=True)
+        o.add((x - .08, x), (n - .08, n), (0, z), finish(rng), both=True)
+    h = z + rng.uniform(.15, .35)
+    o.add((-x, x), (0, n), (z, h), material(rng))
+    o.add((-x - .01, x + .01), (rng.uniform(.4, 1.2), n + .01), (z + .02, h + .04), cloth(rng))
+    return o.post(rng.uniform(-.3, .3) * x, .25, .3, (h - .03, h + .13), cloth(rng), BALL, ry=.2)
+
+
+def cupboard(rng):
+    """An open cabinet with things on its boards, or one on the wall."""
+    if rng.random() < .3:
+        return Item(nyu.CABINET).put(cabinet(rng, rng.uniform(.5, 1.4), rng.uniform(.4, .7), .34), z=1.35)
+    o, x, d, h = Item(nyu.CABINET), rng.uniform(.3, .7), rng.uniform(.35, .6), rng.uniform(.5, 1.9)
+    m = finish(rng)
+    o.add((-x, x), (0, .02), (0, h), m).add((x - .03, x), (0, d), (0, h), m, both=True)
+    for z in np.linspace(.05, h, max(2, round(h / .4))):
+        o.add((-x, x), (0, d), (z - .03, z), m).clutter(rng, (-x * .7, x * .7), (.12, d - .1), z, 1)
+    return o
+
+
+def wall_shelf(rng):
+    """Boards on the wall with books on them: a bookshelf."""
+    o, x, z, m = Item(nyu.BOOKSHELF), rng.uniform(.3, .7), rng.uniform(.9, 1.3), finish(rng)
+    for level in z + rng.uniform(.28, .4) * np.arange(rng.integers(1, 4)):
+        o.add((-x, x), (0, .25), (level - .03, level), m)
+        books = material(rng, "books", (rng.uniform(.03, .07), 0, 0), contrast=1)
+        o.add((-x * rng.uniform(.2, .9), x * rng.uniform(.2, .9)), (.02, .2), (level, level + .22), books)
+    return o
+
+
+def hanging(rng):
+    """A poster without a frame, a high or a long picture, or several small ones."""
+    o, high = Item(nyu.PICTURE), rng.uniform(1.1, 1.6)
+    for x in np.arange(rng.integers(1, 4)) * .55:
+        w, h = rng.uniform(.15, .26), rng.uniform(.15, .6)
+        art = material(rng, "art", (*rng.uniform(.8, 2.5, 2), 0), contrast=1)
+        o.add((x - w, x + w), (0, .01), (high - h, high + h), art)
+    return o
+
+
+def curtain(rng):
+    """A curtain of its own before a wall, or in the middle of a hall."""
+    o, x = Item(nyu.CURTAIN), rng.uniform(.4, 1.1)
+    drape(rng, o, -x, x, .08, (rng.uniform(0, .2), rng.uniform(1.9, 2.15)), nyu.CURTAIN)
+    return o
+
+
+def skylight(rng):
+    """A window without curtains, high or narrow, of two panes."""
+    o, w, h, z = Item(nyu.WINDOW), rng.uniform(.5, 1.8), rng.uniform(.5, 1.3), rng.uniform(.7, 1.3)
+    pane = material(rng, "outside", a=[.75, .85, 1], emit=rng.uniform(.3, .9))
+    o.add((-w / 2, w / 2), (0, .01), (z, z + h), pane).add((-.03, .03), (0, .03), (z, z + h), finish(rng))
+    return o.frame(w, (z, z + h), rng.uniform(.03, .09), (0, .04), finish(rng))
+
+
+def mess(rng):
+    """Things on the floor, outside the classes: boxes, balls and cans, in a heap."""
+    o = Item(nyu.PROP)
+    for _ in range(int(rng.integers(2, 7))):
+        r, h, shape = rng.uniform(.04, .2), rng.uniform(.03, .4), int(rng.integers(3))
+        thing = Item(nyu.PROP).post(0, 0, r, (0, h), material(rng), shape, ry=r * rng.uniform(.5, 1))
+        o.put(thing, *rng.uniform(-.3, .3, 2), rng.uniform(0, 3))
+    return o
+
+
+VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain,
+            skylight, mess)
+HUNG = (cupboard, wall_shelf, hanging, skylight)  # on or at a wall
