@@ -52,11 +52,14 @@ def pool_views(L4: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # exercise: 
 class GeometryNetwork(nn.Module):
     """Table 11, and the colour head: a softmax over the valid views blends the reprojected source colours.
 
-    density: "softplus", or "relu" as the table lists. relu: L9's ReLU, as the table lists.
+    density: "softplus", or "relu" as the table lists. relu: L9's ReLU, as the table lists. places: of 04's
+    sample_positions.
     """
 
-    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", relu: bool = True):
+    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", relu: bool = True,
+                 places: int | None = None):
         super().__init__()
+        self.places = places
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
         self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU())
         self.L2 = nn.Linear(channels, 1)
@@ -67,10 +70,9 @@ class GeometryNetwork(nn.Module):
         self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(), nn.Linear(16, 8), nn.ELU(),
                                    nn.Linear(8, 1))
 
-    def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor,
-                index: Tensor | None = None) -> Geometry:
+    def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor) -> Geometry:
         """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask
-        (R, S, V) -> Geometry. index (R, S): positions along the ray to embed instead of 0 .. S-1."""
+        (R, S, V) -> Geometry."""
         L1 = self.L1(M)                                                       # (R, S, V, 32)
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = L1 * L3 * mask[..., None]                                        # (R, S, V, 32), 0 where invalid
@@ -78,7 +80,7 @@ class GeometryNetwork(nn.Module):
         L7 = torch.cat([L5, L6], dim=-1)                                      # (R, S, 64)
         L8 = self.L8(L7)                                                      # (R, S, 16)
         any_valid = mask.any(dim=2)                                           # (R, S)
-        position = cra.sample_positions(L8.shape[1] if index is None else index, 16, M.device).to(M.dtype)
+        position = cra.sample_positions(L8.shape[1], 16, self.places, M.device).to(M.dtype)       # (S, 16)
         L9 = self.L9(L8 + position, any_valid)                                # (R, S, 16) along the ray
         L11 = self.density(self.L11(self.L10(L9))).squeeze(-1)                # (R, S)
         colour = None if colours is None else self.colour(L4, L3, colours, differences, mask)

@@ -68,7 +68,8 @@ class Config:
     cra: str = setting("full", "attention, Tables 2-3", choices=cra.MODES)
     cra_relu: bool = setting(True, "ReLU on the attentions' output (Table 9, L4 and L6)")
     geometry_relu: bool = setting(True, "ReLU on the attention's output (Table 11, L9)")
-    position: str = setting("index", "embedded of a sample: index | depth", choices=("index", "depth"))
+    places: int = setting(64, "positions on a ray, over which a level's samples are spread (Table 9, L2)",
+                          least=2, most=4096)
     tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
     density: str = setting("softplus", "activation of sigma (Table 11, L11)", choices=("softplus", "relu"))
     encoder_activation: str = setting("elu", "activation of Table 8's L11-L18", choices=("elu", "none"))
@@ -89,13 +90,14 @@ class Config:
 PRESETS = {   # what differs from the paper's sizes
     "paper": {},
     "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24,
-                   steps=2000, lr=3e-3, source_loss=5.0, train_rooms=150),
-    "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0,
-                  train_rooms=2, test_rooms=1),
+                   places=24, steps=2000, lr=3e-3, source_loss=5.0, train_rooms=150),
+    "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, places=8, steps=30,
+                  source_loss=1.0, train_rooms=2, test_rooms=1),
 }
 REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 changes for Replica
-ABSENT = {"geometry_relu": False}  # what a checkpoint without this setting was made with
-REMOVED = {"union": False, "pooling": "mean", "use_delta": True}     # settings that are gone: what is left
+# what a checkpoint without this setting was made with, and settings that are gone: what is left
+ABSENT = {"geometry_relu": False, "places": starting.places_of_indices}
+REMOVED = {"union": False, "pooling": "mean", "use_delta": True, "position": "index"}
 
 
 # ------------------------------------------------------------------------------------------- the model
@@ -119,11 +121,11 @@ class Level(nn.Module):
 
     def __init__(self, config: Config, classes: int):
         super().__init__()
-        self.config = config
+        c = self.config = config
         self.reprojection = reprojection.Reprojection()
-        self.geometry = geometry.GeometryNetwork(density=config.density, relu=config.geometry_relu)
-        self.cra = cra.CRA(config.cra, relu=config.cra_relu)
-        self.weights = weighting.WeightNetwork(tau=config.tau)
+        self.geometry = geometry.GeometryNetwork(density=c.density, relu=c.geometry_relu, places=c.places)
+        self.cra = cra.CRA(c.cra, relu=c.cra_relu, places=c.places)
+        self.weights = weighting.WeightNetwork(tau=c.tau)
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
@@ -132,17 +134,13 @@ class Level(nn.Module):
         (R, S) in 1/m, colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour, sources.mask)
-        index = None
-        if self.config.position == "depth":
-            near, far = depth_range(self.config, sources)
-            index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
-        sigma, blended, visibility = self.geometry(M, colours, differences, mask, index)
-        return (M, differences, mask, visibility, index), sigma, blended
+        sigma, blended, visibility = self.geometry(M, colours, differences, mask)
+        return (M, differences, mask, visibility), sigma, blended
 
     def semantics(self, context: tuple) -> tuple[Tensor, Tensor]:
         """context_and_density's context -> logits (R, S, L) and view weights w (R, S, V)."""
-        M, differences, mask, visibility, index = context
-        refined = self.cra(M, mask, index)                                    # M'': (R, S, V, C)
+        M, differences, mask, visibility = context
+        refined = self.cra(M, mask)                                           # M'': (R, S, V, C)
         w = self.weights(M, differences, visibility, mask)                    # (R, S, V) in C(tau)
         return self.head(weighting.semantic_ray(w, refined)), w               # (R, S, L)
 

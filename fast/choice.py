@@ -88,7 +88,7 @@ def near(plain: list, fast: list, scale: float = 0) -> bool:
 def outputs_and_gradients(level: nn.Module, sources, pixels: Tensor, K: Tensor, c2w: Tensor) -> list[Tensor]:
     """A level's density, colour, logits and view weights, and the gradients of a random sum of them."""
     generator = torch.Generator().manual_seed(1)
-    z = (0.1 + 5 * torch.rand(16, 24, generator=generator, dtype=torch.float64)).sort(dim=1).values
+    z = (0.1 + 5 * torch.rand(16, 20, generator=generator, dtype=torch.float64)).sort(dim=1).values
     sources = sources._replace(features=sources.features.clone().requires_grad_())
     context, *outputs = level.context_and_density(*data.rays(pixels, K, c2w), z, sources)
     outputs = [*outputs, *level.semantics(context)]

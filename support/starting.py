@@ -21,7 +21,7 @@ from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
 from support.processes import first_on_this_machine, rank_and_world
 from support.runs import not_free, read_state
-from support.settings import add_settings, boolean, check, given
+from support.settings import add_settings, boolean, check, given, reads_it
 
 # flags that no checkpoint holds: a resumed run is given them again
 AGAIN = ("cache", "save_every", "keep_every", "device", "fast", "piece", "workers", "bf16", "compile")
@@ -124,6 +124,15 @@ def usable(config):
     if not 0 < config.tau <= 1:
         raise DataError(f"--tau {config.tau}: eq. 3 needs 0 < tau <= 1")
     return config
+
+
+def places_of_indices(config) -> int:
+    """`places` of a checkpoint that is older than this setting: its samples stood at their index. ValueError
+    where its two levels have different numbers of them, and so different places."""
+    if config.coarse != config.fine:
+        samples = f"{config.coarse} + {config.fine} samples"
+        raise ValueError(f"{samples}, embedded by index: {reads_it('position')}")
+    return config.coarse
 
 
 def check_start(args, state: dict | None, rays: int) -> None:

@@ -66,7 +66,12 @@ def breaks():
         right = PackedLevel.semantics
         monkeypatch.setattr(PackedLevel, "semantics", lambda self, context, keep=None: (lambda x, w: (
             x + 0.01 * (x - x.detach()), w))(*right(self, context, keep)))
-    return [attention, value, gradient]
+
+    def places(monkeypatch):
+        right = cra.sample_positions
+        monkeypatch.setattr(cra.CRA, "with_positions", lambda self, M: M.transpose(1, 2) + right(
+            M.shape[1], M.shape[3], None, M.device).to(M.dtype))
+    return [attention, value, gradient, places]
 
 
 @pytest.mark.parametrize("break_it", breaks(), ids=lambda f: f.__name__)

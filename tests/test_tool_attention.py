@@ -251,7 +251,7 @@ def test_rank_agreement_counts_pairs_and_halves_ties():
 def test_attention_received_is_one_where_attention_is_uniform_and_is_what_valid_readers_give(tokens):
     M, mask = tokens
     level = level_of("full")
-    context = M, None, mask, None, None
+    context = M, None, mask, None
     intra, cross = (x.detach() for x in level.cra.maps(M, mask))
     along, across = variants.attention_received(level, context)
     for r, s, v in mask.nonzero().tolist():

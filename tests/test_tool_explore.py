@@ -93,7 +93,7 @@ def test_the_pages_arrays_are_the_models(content, truth):
 
 @torch.no_grad()
 def test_the_attentions_are_what_the_surface_sample_reads(content, truth, model):
-    M, _, mask, _, _ = truth.context
+    M, _, mask, _ = truth.context
     intra, across = model.fine.cra.maps(M, mask)
     for ray in range(0, len(M), 7):
         s = int(truth.fine["weights"][ray].argmax())

@@ -226,9 +226,10 @@ def finetune(args) -> None:
     """(b): the weights of (a), each of the unseen rooms by itself, on its 8 source and 8 tuning views."""
     variant = variant_of(args)
     path = base_of(args, variant)
-    base, given = runs.read_state(path), {"steps": args.steps} if args.steps else {}
+    before, base = training.load_checkpoint(path, variant.level(None))
+    given = {"steps": args.steps} if args.steps else {}
     config = starting.usable(training.Config(**{
-        **base["config"], "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
+        **asdict(before.config), "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
         **FINETUNE[args.size], **given}))
     for room in base["run"]["test"][:args.rooms or ROOMS]:
         name, started = f"{name_of(args, 'finetune', variant)}-{room}", time.time()

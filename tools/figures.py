@@ -65,8 +65,8 @@ def attention_received(shown: Shown, target: int, pixels: Tensor) -> tuple[Tenso
     z = shown.model(shown.sources, pixels, view.K, view.c2w, fine_only=True)["fine"]["z"]
     origin, directions = data.rays(pixels, view.K, view.c2w)
     context, _, _ = level.context_and_density(origin, directions, z, shown.sources, colour=False)
-    M, _, mask, _, index = context
-    intra, _ = level.cra.maps(M, mask, index)                                 # (R, V, A, S, S)
+    M, _, mask, _ = context
+    intra, _ = level.cra.maps(M, mask)                                        # (R, V, A, S, S)
     points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
     return intra.mean(2), mask, truly_visible(points, shown.source_views), z
 
