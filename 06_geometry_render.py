@@ -96,20 +96,12 @@ class GeometryNetwork(nn.Module):
 
 # ---------------------------------------------------------------------------------------- samples along a ray
 
-def spaced_depths(near: float, far: float, count: int, spacing: str, device=None) -> Tensor:
-    """count + 1 bin edges (count + 1,) from near to far metres, even in depth ("linear"), in inverse depth
-    ("disparity"), or the mean of the two ("mix"). Of 64 disparity samples on 0.1 .. 10 m (the reference), 52
-    lie nearer than 0.5 m and 6 beyond 1 m."""
-    t = torch.linspace(0, 1, count + 1, device=device)
-    disparity, linear = 1 / ((1 - t) / near + t / far), near + (far - near) * t
-    return {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
-
-
-def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str, jitter: Tensor | None,
+def coarse_samples(near: float, far: float, rays: int, count: int, jitter: Tensor | None,
                    device=None) -> Tensor:
-    """Depths (R, S) increasing along z, one in each bin: its middle, or with jitter (R, S) in [0, 1) that far
-    into it (training)."""
-    edges = spaced_depths(near, far, count, spacing, device)                  # (S + 1,)
+    """Depths (R, S) increasing along z, one in each of S bins that are even from near to far: its middle, or
+    with jitter (R, S) in [0, 1) that far into it (training). (The reference's are even in inverse depth: of
+    64 on 0.1 .. 10 m, 52 lie nearer than 0.5 m and 6 beyond 1 m.)"""
+    edges = near + (far - near) * torch.linspace(0, 1, count + 1, device=device)          # (S + 1,)
     where = torch.full((rays, count), 0.5, device=device) if jitter is None else jitter
     return edges[:-1] + where * (edges[1:] - edges[:-1])                      # (R, S)
 
@@ -184,7 +176,7 @@ def main() -> None:
         print(f"{row:6} {text:32} {str(tuple(shape)):18} {sum(p.numel() for p in module.parameters()):,}")
 
     near, far, surface = 0.3, 8.0, 2.5
-    z = coarse_samples(near, far, 1, S, "linear", None)                       # (1, S)
+    z = coarse_samples(near, far, 1, S, None)                                 # (1, S)
     sigma = 30 * torch.exp(-((z - surface) / 0.15) ** 2)                      # a blurred surface
     weights = rendering_weights(sigma, sample_lengths(z, far, torch.ones(1)))
     fine = fine_samples(z, weights, S, None)

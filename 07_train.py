@@ -64,7 +64,6 @@ class Config:
     fine: int = setting(64, "fine samples a ray", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
-    spacing: str = setting("linear", "of coarse samples along z", choices=("linear", "disparity", "mix"))
     cra: str = setting("full", "attention, Tables 2-3", choices=cra.MODES)
     cra_relu: bool = setting(True, "ReLU on the attentions' output (Table 9, L4 and L6)")
     geometry_relu: bool = setting(True, "ReLU on the attention's output (Table 11, L9)")
@@ -97,7 +96,8 @@ PRESETS = {   # what differs from the paper's sizes
 REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 changes for Replica
 # what a checkpoint without this setting was made with, and settings that are gone: what is left
 ABSENT = {"geometry_relu": False, "places": starting.places_of_indices}
-REMOVED = {"union": False, "pooling": "mean", "use_delta": True, "position": "index"}
+REMOVED = {"union": False, "pooling": "mean", "use_delta": True, "position": "index",
+           "spacing": "linear"}
 
 
 # ------------------------------------------------------------------------------------------- the model
@@ -188,8 +188,7 @@ class SRay(nn.Module):
         c, (near, far) = self.config, depth_range(self.config, sources)
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first,
-                                    pixels.device)                            # (R, coarse)
+        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, first, pixels.device)   # (R, coarse)
         coarse = self.render_level(self.coarse, origin, directions, z, sources, fine_only)
         z = geometry.fine_samples(z, coarse["weights"], c.fine, second)       # (R, fine)
         return {"coarse": coarse, "fine": self.render_level(self.fine, origin, directions, z, sources)}

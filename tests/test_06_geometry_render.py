@@ -245,30 +245,12 @@ def test_every_weight_of_the_geometry_network_gets_a_gradient():
 
 # ---------------------------------------------------------------------------------------- samples along a ray
 
-@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
-def test_bins_run_from_near_to_far_and_are_spaced_as_named(spacing):
-    near, far, n = 0.4, 8.0, 12
-    edges = geometry.spaced_depths(near, far, n, spacing).double()
-    assert len(edges) == n + 1 and (edges.diff() > 0).all()
-    assert edges[0] == pytest.approx(near) and edges[-1] == pytest.approx(far)
-    for i, edge in enumerate(edges):
-        disparity, linear = 1 / (1 / near + i / n * (1 / far - 1 / near)), near + i / n * (far - near)
-        expected = {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
-        assert edge == pytest.approx(expected, rel=1e-5)
-
-
-def test_an_unknown_spacing_is_refused():
-    with pytest.raises(KeyError, match="cubic"):
-        geometry.spaced_depths(0.4, 8, 4, "cubic")
-
-
-@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
-def test_coarse_samples_lie_one_in_each_bin_and_in_its_middle_without_jitter(spacing):
-    edges = geometry.spaced_depths(0.4, 8.0, 12, spacing)
-    middles = geometry.coarse_samples(0.4, 8.0, 3, 12, spacing, None)
+def test_coarse_samples_lie_one_in_each_even_bin_and_in_its_middle_without_jitter():
+    edges = torch.tensor([0.4 + i * (8 - 0.4) / 12 for i in range(13)])
+    middles = geometry.coarse_samples(0.4, 8.0, 3, 12, None)
     torch.testing.assert_close(middles, ((edges[1:] + edges[:-1]) / 2).expand(3, 12))
     jitter = torch.rand(500, 12, generator=torch.Generator().manual_seed(0))
-    z = geometry.coarse_samples(0.4, 8.0, 500, 12, spacing, jitter)
+    z = geometry.coarse_samples(0.4, 8.0, 500, 12, jitter)
     assert z.shape == (500, 12) and (z >= edges[:-1]).all() and (z <= edges[1:]).all()
     # every sample has its own
     torch.testing.assert_close((z - edges[:-1]) / edges.diff(), jitter, atol=1e-4, rtol=0)

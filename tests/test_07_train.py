@@ -69,7 +69,7 @@ def test_the_settings_default_to_the_papers_values():
     other = {"density": "softplus", "encoder_activation": "elu"}      # Table 11, L11: ReLU; Table 8: none
     assert {name: getattr(config, name) for name in other} == other
     assert config.places == config.coarse == config.fine                      # a sample's place is its index
-    silent = {"pool", "angle_weight", "every", "near", "far", "spacing", "places", "lr", "lr_final", "clip",
+    silent = {"pool", "angle_weight", "every", "near", "far", "places", "lr", "lr_final", "clip",
               "seed"}
     assert {f.name for f in fields(config)} == silent | supplement.keys() | other.keys()
     assert training.PRESETS["paper"] == {}
@@ -365,8 +365,8 @@ def test_a_checkpoint_without_places_has_as_many_as_samples(tmp_path):
 
 
 @pytest.mark.parametrize("name, now, then", [
-    ("position", "index", "depth"), ("union", False, True), ("pooling", "mean", "weighted"),
-    ("use_delta", True, False)])
+    ("position", "index", "depth"), ("spacing", "linear", "mix"), ("union", False, True),
+    ("pooling", "mean", "weighted"), ("use_delta", True, False)])
 def test_a_checkpoint_made_with_an_option_that_is_gone_is_refused_by_its_name(tmp_path, name, now, then):
     with pytest.raises(DataError, match=f"checkpoint.pt: .*{name} = {then}"):
         training.load_checkpoint(saved(tmp_path, make_model(), **{name: then}))

@@ -134,7 +134,7 @@ def test_an_edited_forward_or_rendering_of_the_lesson_runs(monkeypatch, capsys, 
         """The coarse level places nothing: both see even samples."""
         c, (near, far) = self.config, training.depth_range(self.config, sources)
         rays = data.rays(pixels, K, c2w)
-        z = right(near, far, len(pixels), c.fine, c.spacing, None)
+        z = right(near, far, len(pixels), c.fine, None)
         return {name: self.render_level(level, *rays, z, sources)
                 for name, level in (("coarse", self.coarse), ("fine", self.fine))}
     monkeypatch.setattr(training.SRay, "forward", forward)

@@ -29,7 +29,6 @@ from support.files import DataError, run_script, shown, write_json
 
 data = import_module("01_data")                    # Scene, rays, project
 reprojection = import_module("03_reprojection")    # in_view
-geometry = import_module("06_geometry_render")     # coarse_samples
 training = import_module("07_train")               # load_checkpoint, depth_range
 evaluation = import_module("08_eval")              # render_views, label_metrics, source_views, test_views
 
@@ -107,7 +106,8 @@ def measure(model, scene, args, bar) -> list[dict]:
     c, device, ids, rows = model.config, next(model.parameters()).device, evaluation.test_views(scene), []
     sources = scene.views(evaluation.source_views(scene, args.views)).to(device)
     maps = patches(sources.images).contiguous(memory_format=torch.channels_last)      # (V, 3 P, H, W)
-    depths = geometry.spaced_depths(*(scene.near_far or (c.near, c.far)), DEPTHS - 1, "linear", device)
+    near, far = scene.near_far or (c.near, c.far)
+    depths = near + (far - near) * torch.linspace(0, 1, DEPTHS, device=device)
     shots = evaluation.render_views(model, scene, ids, args.views, stride=args.preview)
     for target, shot in zip((scene.views([i]).to(device)[0] for i in ids), shots):
         bar.update()
