@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support import augment, machine, processes, runs, settings, starting
-from support.files import run_script
+from support.files import DataError, run_script
 from support.settings import setting
 
 rooms = import_module("00_rooms")                  # make_rooms, where there is no dataset
@@ -64,6 +64,8 @@ class Config:
     fine: int = setting(64, "fine samples a ray", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
+    typical: float = setting(0.0, "near and far are scaled until a scene's median depth, by a plane sweep "
+                             "over its views, is so many metres (0: as they are)", least=0, most=1000)
     cra: str = setting("full", "attention, Tables 2-3", choices=cra.MODES)
     cra_relu: bool = setting(True, "ReLU on the attentions' output (Table 9, L4 and L6)")
     geometry_relu: bool = setting(True, "ReLU on the attention's output (Table 11, L9)")
@@ -102,7 +104,7 @@ REMOVED = {"union": False, "pooling": "mean", "use_delta": True, "position": "in
 
 # ------------------------------------------------------------------------------------------- the model
 class Sources(NamedTuple):
-    """A source set, encoded once. near_far: the scene's own, where it has a near_far.txt."""
+    """A source set, encoded once. near_far: the scene's own, where it has a range of its own."""
     features: Tensor                  # (V, C, h, w)
     images: Tensor                    # (V, 3, H, W)
     K: Tensor                         # (V, 3, 3)
@@ -112,7 +114,10 @@ class Sources(NamedTuple):
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
-    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'."""
+    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'.
+    DataError where the settings want them scaled to the scene, and the scene was not asked."""
+    if config.typical and sources.near_far is None:
+        raise DataError("typical: this scene's depth was not measured; open it by support/ranges.py's follow")
     return (config.near, config.far) if sources.near_far is None else sources.near_far[0].unbind()
 
 
@@ -169,7 +174,7 @@ class SRay(nn.Module):
         far = depth_range(self.config, sources)[1]
         # directions are as long as a metre of z is along the ray
         delta = geometry.sample_lengths(z, far, directions.norm(dim=-1))      # (R, S)
-        # metres; a scene in a unit of its own (near_far.txt) is scaled until its far is config.far
+        # metres; a scene with a range of its own is scaled until its far is config.far
         weights = geometry.rendering_weights(sigma, delta * (self.config.far / far))      # (R, S)
         depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)  # (R,) finite where nothing is met
         result = {"z": z, "weights": weights, "depth": depth}

@@ -56,7 +56,7 @@ def imaging(model: nn.Module) -> nn.Module:
 def example(own: bool) -> tuple:
     """Random, in float64: 5 source Views of 64x48 and their features, and of a target pixels (16, 2), K, c2w.
 
-    One view looks away and one ray leaves all images; own: the scene has a near_far.txt and masks.
+    One view looks away and one ray leaves all images; own: the scene has a range of its own and masks.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -112,7 +112,8 @@ def same_level(model: nn.Module, make) -> bool:
 
 def same_step(model: nn.Module, step, fast_step) -> bool:
     """Whether the two steps set the same gradients and return the same parts of the loss."""
-    lesson, (views, _, pixels, K, c2w) = sys.modules[step.__module__], example(False)
+    lesson, own = sys.modules[step.__module__], model.config.typical > 0
+    views, _, pixels, K, c2w = example(own)
     batch = lesson.Batch(views, K, c2w, pixels, views.images[0, :, 0, :16].T, views.labels[0, 0, :16],
                          views.images[:1], views.labels[:1])
     parts, gradients = [], []

@@ -20,6 +20,7 @@ from support.frames import decode_all, say_where_frames_are_close
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
 from support.processes import first_on_this_machine, rank_and_world
+from support.ranges import follow
 from support.runs import not_free, read_state
 from support.settings import add_settings, boolean, check, given, reads_it
 
@@ -209,7 +210,8 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "
               f"{len(own)} "
               "of them: " + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
-    return scenes, decode_all(scenes, frames)
+    frames = decode_all(scenes, frames)
+    return follow(scenes, config, protocol), frames
 
 
 def check_labels(scenes: list, config) -> None:

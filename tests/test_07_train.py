@@ -69,7 +69,7 @@ def test_the_settings_default_to_the_papers_values():
     other = {"density": "softplus", "encoder_activation": "elu"}      # Table 11, L11: ReLU; Table 8: none
     assert {name: getattr(config, name) for name in other} == other
     assert config.places == config.coarse == config.fine                      # a sample's place is its index
-    silent = {"pool", "angle_weight", "every", "near", "far", "places", "lr", "lr_final", "clip",
+    silent = {"pool", "angle_weight", "every", "near", "far", "typical", "places", "lr", "lr_final", "clip",
               "seed"}
     assert {f.name for f in fields(config)} == silent | supplement.keys() | other.keys()
     assert training.PRESETS["paper"] == {}

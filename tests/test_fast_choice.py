@@ -44,6 +44,14 @@ def test_equal_forms_are_taken_with_the_models_own_parameters(model, how):
         assert isinstance(fast.renderer(training.SRay(model.config), args(how)).fine, PackedLevel)
 
 
+def test_equal_forms_are_taken_where_near_and_far_follow_the_scene():
+    """Whose scenes have a range of their own: without, no step could be compared."""
+    torch.manual_seed(0)
+    ours, step = fast.faster(training.SRay(training.Config(coarse=5, fine=4, typical=3)),
+                             training.training_step, args("true"))
+    assert isinstance(ours.fine, PackedLevel) and isinstance(step, StepOnCores)
+
+
 def test_false_is_the_plain_path(model):
     ours, step = fast.faster(model, training.training_step, args("false"))
     assert type(ours.fine) is training.Level and step is training.training_step

@@ -40,6 +40,7 @@ import torch
 import fast
 from support import machine, runs, starting
 from support.files import DataError, run_script, write_json
+from support.ranges import follow
 from tools import attention_table, benchmark
 from tools.experiments import SEGMENTER, unseen_root
 from tools.tables import code_version
@@ -130,6 +131,7 @@ def open_scene(args, config, run: dict, name: str, truth: TrueDepth | None):
     """A room of a run, its true depth known to a diagnostic that needs it."""
     root = unseen_root(run) if name in run["test"] else Path(run["root"])
     scene = data.Scene(root / name, config.height, config.width, Path(args.cache), config.every)
+    follow([scene], config, data.protocol)
     if truth:
         truth.add([scene])
     return scene

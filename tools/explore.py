@@ -388,7 +388,7 @@ def main() -> None:
         raise DataError(f"{args.checkpoint}: its attention is '{model.config.cra}', and the page shows both "
                         "of 'full'; name another checkpoint")
     kind, root, names = evaluating.choose_scenes(args, model.config, state["run"], rooms.make_rooms)
-    scene, = evaluating.open_scenes([root / names[0]], data.Scene, model.config, args, lambda scene: (
+    scene, = evaluating.open_scenes([root / names[0]], data, model.config, args, lambda scene: (
         evaluation.source_views(scene, args.views), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names[:1])
     count = len(evaluation.test_views(scene))
