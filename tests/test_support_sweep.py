@@ -84,7 +84,7 @@ def plane(depth, unit=1.0):
 @pytest.mark.parametrize("depth", [1.5, 4.0])
 def test_the_typical_depth_is_a_walls_in_whatever_unit(depth):
     assert sweep.typical_depth(*plane(depth)) == pytest.approx(depth, rel=0.08)
-    assert sweep.typical_depth(*plane(depth, 10.0)) == pytest.approx(10 * depth, rel=0.08)
+    assert sweep.typical_depth(*plane(depth, 100.0)) == pytest.approx(100 * depth, rel=0.08)
 
 
 def test_there_is_no_typical_depth_where_cameras_do_not_move_are_too_few_or_look_apart():
