@@ -65,12 +65,13 @@ def read_settings(settings: type, saved: dict, absent: dict, removed: dict):
         if saved.get(name, value) != value:
             raise ValueError(f"{name} = {saved[name]} is gone; {reads_it(name)}")
     config = settings(**{f.name: saved[f.name] for f in fields(settings) if f.name in saved})
-    for name, value in absent.items():
-        if name not in saved:
-            setattr(config, name, value(config) if callable(value) else value)
     for f in fields(config):
         kinds = (float, int) if f.type is float else (f.type,)
         if type(getattr(config, f.name)) not in kinds:
             raise ValueError(f"unusable {f.name}")
+    check(config)
+    for name, value in absent.items():
+        if name not in saved:
+            setattr(config, name, value(config) if callable(value) else value)
     check(config)
     return config

@@ -172,7 +172,7 @@ def test_what_is_joined_begins_without_effect_and_is_the_moments_over_valid_view
     z = torch.linspace(0.5, 4, S).expand(R, S)
     rays = *data.rays(torch.tensor([[20.0, 30], [40, 10]]), target.K, target.c2w), z, found
     context = joined.context_and_density(*rays)[0]
-    M, _, mask, _, _, beside = context
+    M, _, mask, _, beside = context
     logits = plain.semantics(plain.context_and_density(*rays)[0])[0]
     seen = mask.any(-1)
     assert torch.allclose(joined.semantics(context)[0][seen], logits[seen], atol=1e-5)

@@ -223,7 +223,7 @@ def attention_module(mode: str, kind: str) -> Callable:
     from fast.attention import refine
     from fast.tokens import Tokens
     # all tokens are valid
-    return lambda M, mask: refine(module, M[mask], Tokens.of(mask), None, None).view(M.shape)
+    return lambda M, mask: refine(module, M[mask], Tokens.of(mask), None).view(M.shape)
 
 
 def measure_tensor(args, mode: str, kind: str, R: int) -> dict:
