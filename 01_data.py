@@ -113,8 +113,8 @@ class Views:
 
     images (N, 3, H, W) in [0, 1]; K (N, 3, 3); c2w (N, 4, 4); labels (N, H, W) int64, IGNORE where there is
     none; depth (N, H, W) metres along z, 0 where unknown (for evaluation and pictures, never an input);
-    near_far (N, 2) where the scene has a near_far.txt, else None: the model's own range holds. mask (N, H, W)
-    where the scene has masks, else None: false where a pixel is no truth and no source.
+    near_far (N, 2) where the scene has a range of its own, else None: the model's holds. mask (N, H, W) where
+    the scene has masks, else None: false where a pixel is no truth and no source.
     """
     images: Tensor
     K: Tensor
@@ -136,7 +136,7 @@ class Scene(SceneFolder):
     """Scene(folder, height, width, cache="cache", every=1, labels=None, crop=0): one scene's frames at HxW.
 
     SceneFolder finds, checks and caches the files. From it come frames (N file numbers), poses, native_K and
-    size of the colour images, label_table, near_far; read(frame), a frame's files as they are on disk; and
+    size of the colour images, label_table, range; read(frame), a frame's files as they are on disk; and
     load(index), a frame decoded, out of the cache if it is there.
     """
 
@@ -184,7 +184,7 @@ class Scene(SceneFolder):
         indices = [int(i) for i in indices]
         packed = np.stack([self.load(i) for i in indices])                              # (N, H, W, 6)
         colour, labels, depth = map(torch.from_numpy, unpack(packed))
-        near_far = torch.tensor(self.near_far).expand(len(indices), 2) if self.near_far else None
+        near_far = torch.tensor(self.range).expand(len(indices), 2) if self.range else None
         return Views(images=colour.permute(0, 3, 1, 2).float() / 255,
                      K=self.K.expand(len(indices), 3, 3), c2w=self.c2w[indices],
                      labels=labels.long().clamp(min=IGNORE), depth=depth.float() / 1000, near_far=near_far,

@@ -57,14 +57,15 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([F.scaled_dot_product_attention(q, k, v, attn_mask=b) for q, k, v, b in parts])
 
 
-def sample_positions(index: int | Tensor, channels: int, device=None) -> Tensor:
-    """Sinusoidal position embedding, base 10000 (Table 9, L2; Table 11, L9): of 0 .. index-1, (index,
-    channels), or of any positions (..., S), (..., S, channels)."""
-    if isinstance(index, int):
-        index = torch.arange(index, device=device, dtype=torch.float32)       # (S,)
-    rate = 10000.0 ** (-torch.arange(0, channels, 2, device=index.device, dtype=torch.float32) / channels)
-    angle = index[..., None] * rate                                           # (..., S, channels / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)        # (..., S, channels)
+def sample_positions(S: int, channels: int, places: int | None = None, device=None) -> Tensor:
+    """Sinusoidal position embedding, base 10000, of a ray's S samples (Table 9, L2; Table 11, L9): (S,
+    channels). They are spread over the positions 0 .. places-1, so that weights do not depend on how many
+    samples there are; S places, or None: over their own index 0 .. S-1."""
+    s = torch.arange(S, device=device, dtype=torch.float32)                   # (S,)
+    position = (s + 0.5) * ((places or S) / S) - 0.5                          # (S,)
+    rate = 10000.0 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)
+    angle = position[:, None] * rate                                          # (S, channels / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)        # (S, channels)
 
 
 class MultiHeadAttention(nn.Module):
@@ -97,14 +98,15 @@ class CRA(nn.Module):
 
     mode: "full" (intra-view radial, then cross-view sparse attention), "intra", "cross", "dense" (one
     attention over all S V tokens of a ray) or "none" (returns M): the rows of Tables 2 and 3. Else
-    ValueError.
+    ValueError. places: of sample_positions.
     """
 
-    def __init__(self, mode: str = "full", channels: int = 32, heads: int = 4, relu: bool = True):
+    def __init__(self, mode: str = "full", channels: int = 32, heads: int = 4, relu: bool = True,
+                 places: int | None = None):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is none of {MODES}")
-        self.mode = mode
+        self.mode, self.places = mode, places
         if mode in ("intra", "full"):
             self.L4 = MultiHeadAttention(channels, heads, relu)               # intra-view radial attention
         if mode in ("cross", "full"):
@@ -112,17 +114,17 @@ class CRA(nn.Module):
         if mode == "dense":
             self.dense = MultiHeadAttention(channels, heads, relu)
 
-    def with_positions(self, M: Tensor, index: Tensor | None) -> Tensor:
+    def with_positions(self, M: Tensor) -> Tensor:
         """L1-L3: M (R, S, V, C) -> (R, V, S, C), the sample's position added."""
         R, S, V, C = M.shape
         L1 = M.transpose(1, 2)                                                # (R, V, S, C)
-        L2 = sample_positions(S if index is None else index, C, M.device).to(M.dtype)    # (S, C) or (R, S, C)
-        return L1 + L2.view(-1, 1, S, C)                # L3: (R, V, S, C) + (1 or R, 1, S, C)
+        L2 = sample_positions(S, C, self.places, M.device).to(M.dtype)        # (S, C)
+        return L1 + L2                                                        # L3: (R, V, S, C)
 
-    def intra_view(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise: L1-L5
+    def intra_view(self, M: Tensor, mask: Tensor) -> Tensor:  # exercise: L1-L5
         """Intra-view radial attention: R V sequences of S tokens. M (R, S, V, C) -> M' (R, S, V, C)."""
         R, S, V, C = M.shape
-        L3 = self.with_positions(M, index)                                    # (R, V, S, C)
+        L3 = self.with_positions(M)                                           # (R, V, S, C)
         L4 = self.L4(L3.flatten(0, 1), mask.transpose(1, 2).flatten(0, 1))    # (R V, S, C)
         return L4.view(R, V, S, C).transpose(1, 2)                            # L5: (R, S, V, C)
 
@@ -131,28 +133,27 @@ class CRA(nn.Module):
         L6 = self.L6(M.flatten(0, 1), mask.flatten(0, 1))                     # (R S, V, C)
         return L6.view(M.shape)                                               # (R, S, V, C)
 
-    def dense_attention(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:  # exercise
+    def dense_attention(self, M: Tensor, mask: Tensor) -> Tensor:  # exercise
         """What CRA stands in for: R sequences of V S tokens. M (R, S, V, C) -> (R, S, V, C)."""
         R, S, V, C = M.shape
-        L3 = self.with_positions(M, index)                                    # (R, V, S, C)
+        L3 = self.with_positions(M)                                           # (R, V, S, C)
         out = self.dense(L3.flatten(1, 2), mask.transpose(1, 2).flatten(1))   # (R, V S, C)
         return out.view(R, V, S, C).transpose(1, 2)                           # (R, S, V, C)
 
-    def forward(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
-        """index (R, S): positions to embed instead of 0 .. S-1."""
+    def forward(self, M: Tensor, mask: Tensor) -> Tensor:
         if self.mode == "dense":
-            return self.dense_attention(M, mask, index)
+            return self.dense_attention(M, mask)
         if self.mode in ("intra", "full"):
-            M = self.intra_view(M, mask, index)                               # M'
+            M = self.intra_view(M, mask)                                      # M'
         if self.mode in ("cross", "full"):
             M = self.cross_view(M, mask)                                      # M''
         return M
 
-    def maps(self, M: Tensor, mask: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def maps(self, M: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The attention maps of mode "full": intra-view (R, V, A, S, S), cross-view (R, S, A, V, V)."""
-        q, k, _ = self.L4.queries_keys_values(self.with_positions(M, index).flatten(0, 1))
+        q, k, _ = self.L4.queries_keys_values(self.with_positions(M).flatten(0, 1))
         intra = attention_maps(q, k, mask.transpose(1, 2).flatten(0, 1))      # (R V, A, S, S)
-        q, k, _ = self.L6.queries_keys_values(self.intra_view(M, mask, index).flatten(0, 1))
+        q, k, _ = self.L6.queries_keys_values(self.intra_view(M, mask).flatten(0, 1))
         cross = attention_maps(q, k, mask.flatten(0, 1))                      # (R S, A, V, V)
         return intra.unflatten(0, M.shape[:3:2]), cross.unflatten(0, M.shape[:2])
 

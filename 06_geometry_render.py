@@ -52,11 +52,14 @@ def pool_views(L4: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # exercise: 
 class GeometryNetwork(nn.Module):
     """Table 11, and the colour head: a softmax over the valid views blends the reprojected source colours.
 
-    density: "softplus", or "relu" as the table lists. relu: L9's ReLU, as the table lists.
+    density: "softplus", or "relu" as the table lists. relu: L9's ReLU, as the table lists. places: of 04's
+    sample_positions.
     """
 
-    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", relu: bool = True):
+    def __init__(self, channels: int = 32, heads: int = 4, density: str = "softplus", relu: bool = True,
+                 places: int | None = None):
         super().__init__()
+        self.places = places
         self.density = {"relu": F.relu, "softplus": F.softplus}[density]
         self.L1 = nn.Sequential(nn.Linear(channels, 32), nn.ELU())
         self.L2 = nn.Linear(channels, 1)
@@ -67,10 +70,9 @@ class GeometryNetwork(nn.Module):
         self.blend = nn.Sequential(nn.Linear(32 + 1 + 4, 16), nn.ELU(), nn.Linear(16, 8), nn.ELU(),
                                    nn.Linear(8, 1))
 
-    def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor,
-                index: Tensor | None = None) -> Geometry:
+    def forward(self, M: Tensor, colours: Tensor | None, differences: Tensor, mask: Tensor) -> Geometry:
         """M (R, S, V, C), colours (R, S, V, 3) or None (density only), differences (R, S, V, 4), mask
-        (R, S, V) -> Geometry. index (R, S): positions along the ray to embed instead of 0 .. S-1."""
+        (R, S, V) -> Geometry."""
         L1 = self.L1(M)                                                       # (R, S, V, 32)
         L3 = self.L2(M).sigmoid()                                             # (R, S, V, 1)
         L4 = L1 * L3 * mask[..., None]                                        # (R, S, V, 32), 0 where invalid
@@ -78,7 +80,7 @@ class GeometryNetwork(nn.Module):
         L7 = torch.cat([L5, L6], dim=-1)                                      # (R, S, 64)
         L8 = self.L8(L7)                                                      # (R, S, 16)
         any_valid = mask.any(dim=2)                                           # (R, S)
-        position = cra.sample_positions(L8.shape[1] if index is None else index, 16, M.device).to(M.dtype)
+        position = cra.sample_positions(L8.shape[1], 16, self.places, M.device).to(M.dtype)       # (S, 16)
         L9 = self.L9(L8 + position, any_valid)                                # (R, S, 16) along the ray
         L11 = self.density(self.L11(self.L10(L9))).squeeze(-1)                # (R, S)
         colour = None if colours is None else self.colour(L4, L3, colours, differences, mask)
@@ -94,20 +96,12 @@ class GeometryNetwork(nn.Module):
 
 # ---------------------------------------------------------------------------------------- samples along a ray
 
-def spaced_depths(near: float, far: float, count: int, spacing: str, device=None) -> Tensor:
-    """count + 1 bin edges (count + 1,) from near to far metres, even in depth ("linear"), in inverse depth
-    ("disparity"), or the mean of the two ("mix"). Of 64 disparity samples on 0.1 .. 10 m (the reference), 52
-    lie nearer than 0.5 m and 6 beyond 1 m."""
-    t = torch.linspace(0, 1, count + 1, device=device)
-    disparity, linear = 1 / ((1 - t) / near + t / far), near + (far - near) * t
-    return {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
-
-
-def coarse_samples(near: float, far: float, rays: int, count: int, spacing: str, jitter: Tensor | None,
+def coarse_samples(near: float, far: float, rays: int, count: int, jitter: Tensor | None,
                    device=None) -> Tensor:
-    """Depths (R, S) increasing along z, one in each bin: its middle, or with jitter (R, S) in [0, 1) that far
-    into it (training)."""
-    edges = spaced_depths(near, far, count, spacing, device)                  # (S + 1,)
+    """Depths (R, S) increasing along z, one in each of S bins that are even from near to far: its middle, or
+    with jitter (R, S) in [0, 1) that far into it (training). (The reference's are even in inverse depth: of
+    64 on 0.1 .. 10 m, 52 lie nearer than 0.5 m and 6 beyond 1 m.)"""
+    edges = near + (far - near) * torch.linspace(0, 1, count + 1, device=device)          # (S + 1,)
     where = torch.full((rays, count), 0.5, device=device) if jitter is None else jitter
     return edges[:-1] + where * (edges[1:] - edges[:-1])                      # (R, S)
 
@@ -182,7 +176,7 @@ def main() -> None:
         print(f"{row:6} {text:32} {str(tuple(shape)):18} {sum(p.numel() for p in module.parameters()):,}")
 
     near, far, surface = 0.3, 8.0, 2.5
-    z = coarse_samples(near, far, 1, S, "linear", None)                       # (1, S)
+    z = coarse_samples(near, far, 1, S, None)                                 # (1, S)
     sigma = 30 * torch.exp(-((z - surface) / 0.15) ** 2)                      # a blurred surface
     weights = rendering_weights(sigma, sample_lengths(z, far, torch.ones(1)))
     fine = fine_samples(z, weights, S, None)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support import augment, machine, processes, runs, settings, starting
-from support.files import run_script
+from support.files import DataError, run_script
 from support.settings import setting
 
 rooms = import_module("00_rooms")                  # make_rooms, where there is no dataset
@@ -64,11 +64,13 @@ class Config:
     fine: int = setting(64, "fine samples a ray", least=1, most=4096)
     near: float = setting(0.3, "nearest sample, metres along z")
     far: float = setting(8.0, "farthest sample, metres along z")
-    spacing: str = setting("linear", "of coarse samples along z", choices=("linear", "disparity", "mix"))
+    typical: float = setting(0.0, "near and far are scaled until a scene's median depth, by a plane sweep "
+                             "over its views, is so many metres (0: as they are)", least=0, most=1000)
     cra: str = setting("full", "attention, Tables 2-3", choices=cra.MODES)
     cra_relu: bool = setting(True, "ReLU on the attentions' output (Table 9, L4 and L6)")
     geometry_relu: bool = setting(True, "ReLU on the attention's output (Table 11, L9)")
-    position: str = setting("index", "embedded of a sample: index | depth", choices=("index", "depth"))
+    places: int = setting(64, "positions on a ray, over which a level's samples are spread (Table 9, L2)",
+                          least=2, most=4096)
     tau: float = setting(0.7, "eq. 3's tau in (0, 1] (Table 4)")
     density: str = setting("softplus", "activation of sigma (Table 11, L11)", choices=("softplus", "relu"))
     encoder_activation: str = setting("elu", "activation of Table 8's L11-L18", choices=("elu", "none"))
@@ -89,18 +91,20 @@ class Config:
 PRESETS = {   # what differs from the paper's sizes
     "paper": {},
     "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24,
-                   steps=2000, lr=3e-3, source_loss=5.0, train_rooms=150),
-    "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, steps=30, source_loss=1.0,
-                  train_rooms=2, test_rooms=1),
+                   places=24, steps=2000, lr=3e-3, source_loss=5.0, train_rooms=150),
+    "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, places=8, steps=30,
+                  source_loss=1.0, train_rooms=2, test_rooms=1),
 }
 REPLICA = dict(height=480, width=640, steps=100_000)     # what section 1 changes for Replica
-ABSENT = {"geometry_relu": False}  # what a checkpoint without this setting was made with
-REMOVED = {"union": False, "pooling": "mean", "use_delta": True}     # settings that are gone: what is left
+# what a checkpoint without this setting was made with, and settings that are gone: what is left
+ABSENT = {"geometry_relu": False, "places": starting.places_of_indices}
+REMOVED = {"union": False, "pooling": "mean", "use_delta": True, "position": "index",
+           "spacing": "linear"}
 
 
 # ------------------------------------------------------------------------------------------- the model
 class Sources(NamedTuple):
-    """A source set, encoded once. near_far: the scene's own, where it has a near_far.txt."""
+    """A source set, encoded once. near_far: the scene's own, where it has a range of its own."""
     features: Tensor                  # (V, C, h, w)
     images: Tensor                    # (V, 3, H, W)
     K: Tensor                         # (V, 3, 3)
@@ -110,7 +114,10 @@ class Sources(NamedTuple):
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
-    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'."""
+    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'.
+    DataError where the settings want them scaled to the scene, and the scene was not asked."""
+    if config.typical and sources.near_far is None:
+        raise DataError("typical: this scene's depth was not measured; open it by support/ranges.py's follow")
     return (config.near, config.far) if sources.near_far is None else sources.near_far[0].unbind()
 
 
@@ -119,11 +126,11 @@ class Level(nn.Module):
 
     def __init__(self, config: Config, classes: int):
         super().__init__()
-        self.config = config
+        c = self.config = config
         self.reprojection = reprojection.Reprojection()
-        self.geometry = geometry.GeometryNetwork(density=config.density, relu=config.geometry_relu)
-        self.cra = cra.CRA(config.cra, relu=config.cra_relu)
-        self.weights = weighting.WeightNetwork(tau=config.tau)
+        self.geometry = geometry.GeometryNetwork(density=c.density, relu=c.geometry_relu, places=c.places)
+        self.cra = cra.CRA(c.cra, relu=c.cra_relu, places=c.places)
+        self.weights = weighting.WeightNetwork(tau=c.tau)
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def context_and_density(self, origin: Tensor, directions: Tensor, z: Tensor, sources: Sources,
@@ -132,17 +139,13 @@ class Level(nn.Module):
         (R, S) in 1/m, colour (R, S, 3) or None. Nothing of Tables 9 and 10 runs."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         M, colours, differences, mask = self.reprojection(points, origin, *sources[:4], colour, sources.mask)
-        index = None
-        if self.config.position == "depth":
-            near, far = depth_range(self.config, sources)
-            index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
-        sigma, blended, visibility = self.geometry(M, colours, differences, mask, index)
-        return (M, differences, mask, visibility, index), sigma, blended
+        sigma, blended, visibility = self.geometry(M, colours, differences, mask)
+        return (M, differences, mask, visibility), sigma, blended
 
     def semantics(self, context: tuple) -> tuple[Tensor, Tensor]:
         """context_and_density's context -> logits (R, S, L) and view weights w (R, S, V)."""
-        M, differences, mask, visibility, index = context
-        refined = self.cra(M, mask, index)                                    # M'': (R, S, V, C)
+        M, differences, mask, visibility = context
+        refined = self.cra(M, mask)                                           # M'': (R, S, V, C)
         w = self.weights(M, differences, visibility, mask)                    # (R, S, V) in C(tau)
         return self.head(weighting.semantic_ray(w, refined)), w               # (R, S, L)
 
@@ -171,7 +174,7 @@ class SRay(nn.Module):
         far = depth_range(self.config, sources)[1]
         # directions are as long as a metre of z is along the ray
         delta = geometry.sample_lengths(z, far, directions.norm(dim=-1))      # (R, S)
-        # metres; a scene in a unit of its own (near_far.txt) is scaled until its far is config.far
+        # metres; a scene with a range of its own is scaled until its far is config.far
         weights = geometry.rendering_weights(sigma, delta * (self.config.far / far))      # (R, S)
         depth = (weights * z).sum(1) / weights.sum(1).clamp(min=1e-6)  # (R,) finite where nothing is met
         result = {"z": z, "weights": weights, "depth": depth}
@@ -190,8 +193,7 @@ class SRay(nn.Module):
         c, (near, far) = self.config, depth_range(self.config, sources)
         origin, directions = data.rays(pixels, K, c2w)                        # (3,), (R, 3)
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, first,
-                                    pixels.device)                            # (R, coarse)
+        z = geometry.coarse_samples(near, far, len(pixels), c.coarse, first, pixels.device)   # (R, coarse)
         coarse = self.render_level(self.coarse, origin, directions, z, sources, fine_only)
         z = geometry.fine_samples(z, coarse["weights"], c.fine, second)       # (R, fine)
         return {"coarse": coarse, "fine": self.render_level(self.fine, origin, directions, z, sources)}

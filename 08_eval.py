@@ -253,7 +253,7 @@ def main() -> None:
     with processes.first_on_this_machine():
         kind, root, names = evaluating.choose_scenes(args, c, run, rooms.make_rooms)
         names = names[:1] if args.video else names
-        scenes = evaluating.open_scenes([root / name for name in names], data.Scene, c, args,
+        scenes = evaluating.open_scenes([root / name for name in names], data, c, args,
                                         lambda scene: (source_views(scene, args.views), test_views(scene)))
     trained_on = evaluating.introduce(args.checkpoint, state, kind, root, names)
     evaluating.warn(scenes, model.classes)

@@ -120,7 +120,7 @@ class SemanticNeRF(nn.Module):
         (R, 3), depth (R,); z, weights (R, S). jitter (R, coarse + fine) in [0, 1) moves the samples."""
         c, length = self.config, directions.norm(dim=-1)
         first, second = (None, None) if jitter is None else jitter.split([c.coarse, c.fine], dim=1)
-        z = geometry.coarse_samples(c.near, c.far, len(origins), c.coarse, "linear", first, origins.device)
+        z = geometry.coarse_samples(c.near, c.far, len(origins), c.coarse, first, origins.device)
         result = {}
         for name, field in (("coarse", self.coarse), ("fine", self.fine)):
             points = origins[:, None] + z[..., None] * directions[:, None]    # (R, S, 3)

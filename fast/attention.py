@@ -236,14 +236,14 @@ def along_rays(tokens: Tokens, mode: str) -> tuple[Tensor, Tensor, int]:
     return number.transpose(1, 2)[by_view], by_view.sum(2).flatten(), S       # R V sequences
 
 
-def refine(module: nn.Module, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+def refine(module: nn.Module, M: Tensor, tokens: Tokens, kept: Tensor | None) -> Tensor:
     """04's CRA of valid tokens: M (T, C) -> M'' (T, C). kept (T,) bool: refine these alone -> (n, C); the
     others are read along the ray, but ask nothing."""
     (R, S, V), T, sample = tokens.mask.shape, len(M), tokens.sample           # sample (T,)
     some = None if kept is None else kept.nonzero()[:, 0]                     # (n,)
     if module.mode in ("intra", "full", "dense"):
-        L2 = cra.sample_positions(S if index is None else index, M.shape[1]).to(M.dtype)      # (.., S, C)
-        L2 = L2.view(-1, M.shape[1]).index_select(0, sample % S if index is None else sample)
+        L2 = cra.sample_positions(S, M.shape[1], module.places).to(M.dtype)   # (S, C)
+        L2 = L2.index_select(0, sample % S)                                   # (T, C)
         L3, layer = L2.add_(M), module.dense if module.mode == "dense" else module.L4
         order, lengths, most = along_rays(tokens, module.mode)
         size = padded_length(lengths, most)                                   # (B,)

@@ -56,7 +56,7 @@ def imaging(model: nn.Module) -> nn.Module:
 def example(own: bool) -> tuple:
     """Random, in float64: 5 source Views of 64x48 and their features, and of a target pixels (16, 2), K, c2w.
 
-    One view looks away and one ray leaves all images; own: the scene has a near_far.txt and masks.
+    One view looks away and one ray leaves all images; own: the scene has a range of its own and masks.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -88,7 +88,7 @@ def near(plain: list, fast: list, scale: float = 0) -> bool:
 def outputs_and_gradients(level: nn.Module, sources, pixels: Tensor, K: Tensor, c2w: Tensor) -> list[Tensor]:
     """A level's density, colour, logits and view weights, and the gradients of a random sum of them."""
     generator = torch.Generator().manual_seed(1)
-    z = (0.1 + 5 * torch.rand(16, 24, generator=generator, dtype=torch.float64)).sort(dim=1).values
+    z = (0.1 + 5 * torch.rand(16, 20, generator=generator, dtype=torch.float64)).sort(dim=1).values
     sources = sources._replace(features=sources.features.clone().requires_grad_())
     context, *outputs = level.context_and_density(*data.rays(pixels, K, c2w), z, sources)
     outputs = [*outputs, *level.semantics(context)]
@@ -112,7 +112,8 @@ def same_level(model: nn.Module, make) -> bool:
 
 def same_step(model: nn.Module, step, fast_step) -> bool:
     """Whether the two steps set the same gradients and return the same parts of the loss."""
-    lesson, (views, _, pixels, K, c2w) = sys.modules[step.__module__], example(False)
+    lesson, own = sys.modules[step.__module__], model.config.typical > 0
+    views, _, pixels, K, c2w = example(own)
     batch = lesson.Batch(views, K, c2w, pixels, views.images[0, :, 0, :16].T, views.labels[0, 0, :16],
                          views.images[:1], views.labels[:1])
     parts, gradients = [], []

@@ -40,11 +40,11 @@ class PackedLevel(nn.Module):
 
     def __init__(self, config, classes: int):
         super().__init__()
-        self.config = config
+        c = self.config = config
         self.reprojection = reprojection.Reprojection()
-        self.geometry = geometry.GeometryNetwork(density=config.density, relu=config.geometry_relu)
-        self.cra = cra.CRA(config.cra, relu=config.cra_relu)
-        self.weights = weighting.WeightNetwork(tau=config.tau)
+        self.geometry = geometry.GeometryNetwork(density=c.density, relu=c.geometry_relu, places=c.places)
+        self.cra = cra.CRA(c.cra, relu=c.cra_relu, places=c.places)
+        self.weights = weighting.WeightNetwork(tau=c.tau)
         self.head = nn.Linear(encoder.CHANNELS, classes)
 
     def reproject(self, points: Tensor, origin: Tensor, features: Tensor, images: Tensor, K: Tensor,
@@ -66,7 +66,7 @@ class PackedLevel(nn.Module):
         L22 = L20.add_(self.reprojection.L21(differences))                    # (T, C)
         return L22, lookup(images, pixels, view, 1) if colour else None, differences, tokens
 
-    def density(self, M: Tensor, tokens: Tokens, index: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def density(self, M: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """06's GeometryNetwork -> sigma (R, S), L4 (T, 32), L3 (T, 1)."""
         net, (R, S, _) = self.geometry, tokens.mask.shape
         L1, L3 = net.L1(M), net.L2(M).sigmoid()                               # (T, 32), (T, 1)
@@ -76,7 +76,7 @@ class PackedLevel(nn.Module):
         L6 = (tokens.sum_over_views(L4.square()) / valid - L5.square()).clamp(min=0)
         L8 = net.L8(torch.cat([L5, L6], dim=-1))                              # (R, S, 16)
         seen = tokens.mask.any(dim=2)                                         # (R, S)
-        L8 = L8 + cra.sample_positions(S if index is None else index, 16).to(M.dtype)
+        L8 = L8 + cra.sample_positions(S, 16, net.places).to(M.dtype)
         rows, lengths = seen.flatten().nonzero()[:, 0], seen.sum(1)
         layout = lay_out(rows, lengths, padded_length(lengths, S), R * S)     # R sequences of up to S
         L9 = attend(net.L9, L8.flatten(0, 1), layout).view(R, S, -1)
@@ -96,26 +96,22 @@ class PackedLevel(nn.Module):
         """Level's."""
         points = origin + z[..., None] * directions[:, None]                  # (R, S, 3)
         M, colours, differences, tokens = self.reproject(points, origin, *sources[:4], sources.mask, colour)
-        c, index = self.config, None
-        if c.position == "depth":
-            near, far = (c.near, c.far) if sources.near_far is None else sources.near_far[0]
-            index = z.shape[1] * (1 / near - 1 / z) / (1 / near - 1 / far)    # (R, S) in 0 .. S
-        sigma, L4, L3 = self.density(M, tokens, index)
+        sigma, L4, L3 = self.density(M, tokens)
         colours = self.colour(L4, L3, colours, differences, tokens) if colour else None
-        return (M, differences, L3, tokens, index), sigma, colours
+        return (M, differences, L3, tokens), sigma, colours
 
-    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+    def refine(self, M: Tensor, tokens: Tokens, kept: Tensor | None) -> Tensor:
         """04's CRA: M (T, C) -> M'' (T, C), or, of the tokens kept (T,) alone, (n, C)."""
-        return refine(self.cra, M, tokens, index, kept)
+        return refine(self.cra, M, tokens, kept)
 
     def semantics(self, context: tuple, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Level's. keep (R, n), increasing: of these samples alone -> logits (R, n, L), w (R, n, V)."""
-        M, differences, visibility, tokens, index = context
+        M, differences, visibility, tokens = context
         kept = None
         if keep is not None:
             kept = torch.zeros_like(tokens.mask[:, :, 0]).scatter(1, keep, True)      # (R, S)
             kept = kept.flatten()[tokens.sample]                              # (T,)
-        refined = self.refine(M, tokens, index, kept)                         # M'': (T, C), or of those kept
+        refined = self.refine(M, tokens, kept)                                # M'': (T, C), or of those kept
         if keep is not None:
             some = kept.nonzero()[:, 0]
             M, differences, visibility = (x.index_select(0, some) for x in (M, differences, visibility))

@@ -59,7 +59,7 @@ class FastSRay(training.SRay):
     def coarse_depths(self, sources, pixels: Tensor) -> Tensor:
         """The coarse samples of pixels (R, 2): (R, coarse)."""
         c, (near, far) = self.config, training.depth_range(self.config, sources)
-        return geometry.coarse_samples(near, far, len(pixels), c.coarse, c.spacing, None, pixels.device)
+        return geometry.coarse_samples(near, far, len(pixels), c.coarse, None, pixels.device)
 
     @torch.no_grad()
     def coarse_weights(self, sources, pixels: Tensor, K: Tensor, c2w: Tensor) -> Tensor:

@@ -19,9 +19,10 @@ from support.films import check_video
 from support.frames import decode_all, say_where_frames_are_close
 from support.labels import Classes, other_classes
 from support.processes import rank_and_world
+from support.ranges import follow
 from support.settings import check
 
-RESIZED = ("height", "width", "coarse", "fine")        # what an evaluation may choose for itself
+RESIZED = ("height", "width", "coarse", "fine", "typical")      # what an evaluation may choose for itself
 
 
 def add_scene_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +45,8 @@ def parse_arguments(description: str, config: type) -> argparse.Namespace:
     add_scene_flags(parser)
     add("--out", help="folder for metrics.json and pictures [eval beside the checkpoint]")
     for name in RESIZED:
-        help = config.__dataclass_fields__[name].metadata["help"]
-        add(f"--{name}", type=int, help=f"{help} [the run's]")
+        field = config.__dataclass_fields__[name]
+        add(f"--{name}", type=field.type, help=f"{field.metadata['help']} [the run's]")
     add("--views", type=int, default=8,
         help="source views, 1 to 16; beyond 8 they borrow the fine-tuning views [8]")
     add("--preview", type=int, default=1, metavar="N",
@@ -94,7 +95,7 @@ def check_least(args: argparse.Namespace, **least: int) -> None:
 
 
 def resize(config, args: argparse.Namespace) -> None:
-    """Put the sizes that the command line names into a checkpoint's settings."""
+    """Put what the command line names of RESIZED into a checkpoint's settings."""
     for name in RESIZED:
         if getattr(args, name) is not None:
             setattr(config, name, getattr(args, name))
@@ -124,22 +125,22 @@ def choose_scenes(args: argparse.Namespace, config, run: dict, make_rooms) -> tu
     return kind, root, scenes
 
 
-def open_scenes(folders: list[Path], scene_type: type, config, args, protocol) -> list:
-    """The scenes, decoded where protocol(scene) -> source and test views needs it. DataError for a bad file,
-    before anything is rendered."""
+def open_scenes(folders: list[Path], data, config, args, chosen) -> list:
+    """The scenes, decoded where chosen(scene) -> source and test views needs it, their near and far as the
+    model's settings want them. data: 01. DataError for a bad file, before anything is rendered."""
     for folder in folders:
         if not (folder / "color").is_dir():
             raise DataError(f"{folder}: no such scene; check --data and --scenes")
-    scenes = [scene_type(folder, config.height, config.width, Path(args.cache), config.every, crop=args.crop)
+    scenes = [data.Scene(folder, config.height, config.width, Path(args.cache), config.every, crop=args.crop)
               for folder in folders]
     quiet = rank_and_world()[0] > 0
     with tqdm(scenes, desc="reading views", unit="scene", leave=False, disable=quiet) as bar:
         for scene in bar:
-            decode_all([scene], [sum(protocol(scene), [])], quiet=True)
-            if not all(protocol(scene)):
+            decode_all([scene], [sum(chosen(scene), [])], quiet=True)
+            if not all(chosen(scene)):
                 raise DataError(f"{scene.folder}: no source view or no test view can be read; export them "
                                 "again")
-    return scenes
+    return follow(scenes, config, data.protocol)
 
 
 def introduce(checkpoint: str, state: dict, kind: str, root: Path, names: list[str]) -> list[str]:

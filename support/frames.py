@@ -89,7 +89,8 @@ class SceneFolder:
             raise DataError(f"{self.labels}: no such folder; --labels takes a folder with "
                             f"{self.name}/<frame>.png in it")
         self.has_masks = bool(self.listing.files["mask"])
-        self.near_far = read_near_far(self.folder / "near_far.txt")
+        # range: of the samples, where the model's own does not hold; support/ranges.py sets it too
+        self.range = self.near_far = read_near_far(self.folder / "near_far.txt")
         self.split = read_frame_split(self.folder / "split.txt")
         self.largest_id = 0                   # of the label maps that were read
         self.cache = self.cache_folder(Path(cache))
@@ -258,17 +259,22 @@ class SceneFolder:
             crops.append(self.crop * side // full)
         return image[crops[0]:image.shape[0] - crops[0], crops[1]:image.shape[1] - crops[1]]
 
+    def photograph(self, frame: int) -> np.ndarray:
+        """A frame's colour image (h, w, 3) uint8, cropped. FrameError if it is no such image."""
+        path = self.own(self.files(frame)[0])
+        color, (h, w) = read_image(path), self.full_size
+        if color.ndim != 3 or color.shape[2] < 3:
+            raise FrameError(f"{path}: not a colour image; export it again")
+        if color.shape[:2] != (h, w):
+            raise FrameError(f"{path}: {color.shape[1]}x{color.shape[0]} pixels, but the scene's images are "
+                             f"{w}x{h}; export it again")
+        return self.cropped(color[..., :3], path)
+
     def read(self, frame: int) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """A frame's files as they are on disk: colour (h, w, 3) uint8; raw label ids and depth in mm, each of
         a size of its own, or None where the scene has none. FrameError if one of them is no such image."""
-        color_path, label_path, depth_path, _ = (self.own(path) for path in self.files(frame))
-        color, raw, depth = read_image(color_path), None, None
-        if color.ndim != 3 or color.shape[2] < 3:
-            raise FrameError(f"{color_path}: not a colour image; export it again")
-        h, w = color.shape[:2]
-        if (h, w) != self.full_size:
-            raise FrameError(f"{color_path}: {w}x{h} pixels, but the scene's images are "
-                             f"{self.full_size[1]}x{self.full_size[0]}; export it again")
+        _, label_path, depth_path, _ = (self.own(path) for path in self.files(frame))
+        color, raw, depth, (h, w) = self.photograph(frame), None, None, self.full_size
         if self.has_labels:
             raw = read_map(label_path, (8, 16), "a label map")
             lh, lw = raw.shape
@@ -281,7 +287,7 @@ class SceneFolder:
         if depth_path.exists():
             depth = read_map(depth_path, (16,), "a depth map in millimetres")
             self.check_depth_size(depth_path, *depth.shape)
-        return self.cropped(color[..., :3], color_path), raw, depth
+        return color, raw, depth
 
     def hide(self, frame: int, labels: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A frame's labels (H, W) and depth (H, W) with MASKED and 0 where its mask is black, or where black

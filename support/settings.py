@@ -52,17 +52,26 @@ def check(config) -> None:
             raise DataError(f"{flag}: one of {', '.join(choices)}")
 
 
+def reads_it(name: str) -> str:
+    """Which versions still read a checkpoint that was made with a setting that is gone."""
+    return f"commit 603a4e8, or a later one with --{name.replace('_', '-')}, reads it"
+
+
 def read_settings(settings: type, saved: dict, absent: dict, removed: dict):
     """A dataclass of settings from a file's dictionary. absent: what a setting meant before it was one, where
-    that is not its default. removed: settings that are gone, and the value that everything now has.
-    ValueError otherwise."""
+    that is not its default, or a function that tells it from the others. removed: settings that are gone, and
+    the value that everything now has. ValueError otherwise."""
     for name, value in removed.items():
         if saved.get(name, value) != value:
-            raise ValueError(f"made with {name} = {saved[name]}, which this version no longer has")
-    config = settings(**{**absent, **{f.name: saved[f.name] for f in fields(settings) if f.name in saved}})
+            raise ValueError(f"{name} = {saved[name]} is gone; {reads_it(name)}")
+    config = settings(**{f.name: saved[f.name] for f in fields(settings) if f.name in saved})
     for f in fields(config):
         kinds = (float, int) if f.type is float else (f.type,)
         if type(getattr(config, f.name)) not in kinds:
             raise ValueError(f"unusable {f.name}")
+    check(config)
+    for name, value in absent.items():
+        if name not in saved:
+            setattr(config, name, value(config) if callable(value) else value)
     check(config)
     return config

@@ -20,8 +20,9 @@ from support.frames import decode_all, say_where_frames_are_close
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
 from support.processes import first_on_this_machine, rank_and_world
+from support.ranges import follow
 from support.runs import not_free, read_state
-from support.settings import add_settings, boolean, check, given
+from support.settings import add_settings, boolean, check, given, reads_it
 
 # flags that no checkpoint holds: a resumed run is given them again
 AGAIN = ("cache", "save_every", "keep_every", "device", "fast", "piece", "workers", "bf16", "compile")
@@ -126,6 +127,15 @@ def usable(config):
     return config
 
 
+def places_of_indices(config) -> int:
+    """`places` of a checkpoint that is older than this setting: its samples stood at their index. ValueError
+    where its two levels have different numbers of them, and so different places."""
+    if config.coarse != config.fine:
+        samples = f"{config.coarse} + {config.fine} samples"
+        raise ValueError(f"{samples}, embedded by index: {reads_it('position')}")
+    return config.coarse
+
+
 def check_start(args, state: dict | None, rays: int) -> None:
     """DataError for flags that do not go together, before any data is made or decoded."""
     if not args.resume and args.out and (Path(args.out) / "checkpoint.pt").exists():
@@ -200,7 +210,8 @@ def open_scenes(args, config, run: dict, scene_type: type, protocol) -> tuple[li
         print(f"near and far: each scene's own near_far.txt instead of {config.near:g} to {config.far:g} in "
               f"{len(own)} "
               "of them: " + ", ".join(own[:4]) + ", ..." * (len(own) > 4), flush=True)
-    return scenes, decode_all(scenes, frames)
+    frames = decode_all(scenes, frames)
+    return follow(scenes, config, protocol), frames
 
 
 def check_labels(scenes: list, config) -> None:

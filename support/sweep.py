@@ -34,6 +34,26 @@ def measured_depths(images: list[np.ndarray], K: np.ndarray, c2w: np.ndarray) ->
     return torch.cat(found).numpy()
 
 
+def typical_depth(images: Tensor, K: Tensor, c2w: Tensor) -> float | None:
+    """Images (N, 3, h, w) as reduced() makes them, K (3, 3), c2w (N, 4, 4) -> the median depth of what they
+    show, told clearly or not: of what is told clearly too much is near. None where fewer than 4 views, or
+    none that see the same, can tell."""
+    radius = float((c2w[:, :3, 3] - c2w[:, :3, 3].mean(0)).norm(dim=1).max())
+    if len(images) < 4 or radius < 1e-6:
+        return None
+    depths = torch.from_numpy(np.geomspace(0.3 * radius, 60 * radius, DEPTHS // 2)).float()       # (D,)
+    generator, found = torch.Generator().manual_seed(0), []
+    for view in np.unique(np.linspace(0, len(images) - 1, VIEWS).round().astype(int)).tolist():
+        h, w = images.shape[-2:]
+        pixels = torch.rand(RAYS, 2, generator=generator) * torch.tensor([w - 9.0, h - 9.0]) + 4
+        others = [i for i in range(len(c2w)) if i != view]
+        best, index = costs(view, others, pixels, depths, images, K, c2w, least=2).min(1)         # (R,) each
+        inner = (index > 0) & (index < len(depths) - 1) & best.isfinite()
+        found.append(depths[index[inner]])
+    found = torch.cat(found)
+    return float(found.median()) if len(found) else None
+
+
 def reduced(images: list[np.ndarray], K: Tensor) -> tuple[Tensor, Tensor]:
     """The images at most SIDE pixels wide or high, (N, 3, h, w) in 0 .. 255, and their K."""
     h, w = images[0].shape[:2]
@@ -63,18 +83,25 @@ def agreeing(view: int, pixels: Tensor, depths: Tensor, images: Tensor, K: Tenso
     others = neighbours(view, c2w)
     if len(others) < 3:
         return torch.zeros(0, dtype=torch.long)
-    patch = pixels[:, None] + PATCH                                           # (R, P, 2)
-    own = sampled(images[view], patch.flatten(0, 1)).view(3, *patch.shape[:2])                # (3, R, P)
-    costs = torch.stack([difference(patch, own, depths, images[i], K, c2w[view], c2w[i]) for i in others])
-    seen = costs.isfinite().sum(0)                                            # (V, R, D) -> (R, D)
-    half = costs.sort(0).values[:max(3, len(others) // 2)]                    # half may be hidden from it
-    mean = torch.where(half.isfinite(), half, 0).sum(0) / half.isfinite().sum(0).clamp(min=1)
-    cost = torch.where(seen >= 3, mean, torch.inf)                            # (R, D)
+    cost = costs(view, others, pixels, depths, images, K, c2w, least=3)       # (R, D)
     best, index = cost.min(1)                                                 # (R,)
     far_off = (depths[None] / depths[index][:, None]).log().abs() > 0.2       # (R, D)
     other = torch.where(far_off, cost, torch.inf).min(1).values               # the best of all other depths
     inner = (index > 1) & (index < len(depths) - 2)
     return index[inner & (best < 12) & (other > 1.6 * best + 4) & (cost.isfinite().sum(1) > 20)]
+
+
+def costs(view: int, others: list[int], pixels: Tensor, depths: Tensor, images: Tensor, K: Tensor,
+          c2w: Tensor, least: int) -> Tensor:
+    """How much the other views differ, (R, D), from what rays of a view, pixels (R, 2), show at depths (D,):
+    the mean of the half that differs least (the rest may be hidden); inf where fewer than `least` see it."""
+    patch = pixels[:, None] + PATCH                                           # (R, P, 2)
+    own = sampled(images[view], patch.flatten(0, 1)).view(3, *patch.shape[:2])                # (3, R, P)
+    each = torch.stack([difference(patch, own, depths, images[i], K, c2w[view], c2w[i]) for i in others])
+    seen = each.isfinite().sum(0)                                             # (V, R, D) -> (R, D)
+    half = each.sort(0).values[:max(least, len(others) // 2)]                 # (V', R, D)
+    mean = torch.where(half.isfinite(), half, 0).sum(0) / half.isfinite().sum(0).clamp(min=1)
+    return torch.where(seen >= least, mean, torch.inf)
 
 
 def difference(patch: Tensor, own: Tensor, depths: Tensor, image: Tensor, K: Tensor, view: Tensor,

@@ -149,27 +149,38 @@ def test_the_position_embedding_is_the_sinusoid_of_the_sample_index():
         assert table[s, 2 * i + 1] == pytest.approx(math.cos(angle), abs=1e-6)
 
 
-def test_positions_need_not_be_whole_nor_the_same_for_every_ray():
-    index = 5 * torch.rand(R, S, dtype=torch.float64)
-    table = cra.sample_positions(index, 10)
-    for r, s, i in product(range(R), range(S), range(5)):
-        angle = float(index[r, s]) / 10000 ** (2 * i / 10)
-        expected = [math.sin(angle), math.cos(angle)]
-        assert table[r, s, 2 * i:2 * i + 2].tolist() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 24, 64, 100, 4096])
+def test_as_many_samples_as_places_have_their_index_to_the_bit(count):
+    index, rate = torch.arange(count).float(), 10000.0 ** (-torch.arange(0, 32, 2).float() / 32)
+    angle = index[:, None] * rate
+    expected = torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+    assert torch.equal(cra.sample_positions(count, 32, count), expected)
+    assert torch.equal(cra.sample_positions(count, 32), expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_given_positions_replace_the_sample_index(mode):
-    M, mask, attend, order = normal(R, S, V, C), random_mask(R, S, V), module(mode), [3, 1, 4, 0, 2]
-    index = torch.arange(S).double().expand(R, S)
-    out = attend(M, mask)
-    torch.testing.assert_close(attend(M, mask, index), out, rtol=1e-5, atol=1e-5)
-    shuffled = attend(M[:, order], mask[:, order], index[:, order])        # a sample takes its position along
-    valid = mask[:, order]
-    torch.testing.assert_close(shuffled[valid], out[:, order][valid], rtol=1e-5, atol=1e-5)
-    shifted = attend(M, mask, index + torch.tensor([[0.0], [7.5]]))           # the second ray's only
-    torch.testing.assert_close(shifted[0], out[0], rtol=1e-5, atol=1e-5)
-    assert ((shifted[1] - out[1]).abs().max() > 1e-2) == (mode in ("intra", "full", "dense"))
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_other_numbers_of_samples_are_spread_over_the_places(count):
+    """Each in the middle of its part of the ray, from half a place before the first to half a place behind
+    the last. The fastest sinusoid's angle is the position itself."""
+    sine, cosine = cra.sample_positions(count, 10, 24)[:, :2].double().T
+    expected = [-0.5 + 24 * (s + 0.5) / count for s in range(count)]
+    assert sine.tolist() == pytest.approx([math.sin(x) for x in expected], abs=1e-5)
+    assert cosine.tolist() == pytest.approx([math.cos(x) for x in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["intra", "full", "dense"])
+def test_twice_as_many_samples_of_the_same_ray_are_read_alike(mode):
+    """A ray's first half and its second half show one thing each: 24 samples or 48 make no difference, where
+    48 samples at their index make one."""
+    halves = normal(1, 2, V, C)
+
+    def half_way(count, places):
+        M = halves.repeat_interleave(count // 2, dim=1)                       # (1, count, V, C)
+        out = module(mode, places=places)(M, torch.ones(1, count, V, dtype=torch.bool))
+        return out.view(1, 2, count // 2, V, C).mean(2)
+    expected = half_way(24, 24)
+    assert (half_way(48, 24) - expected).abs().max() < 0.05 * expected.std()
+    assert (half_way(48, None) - expected).abs().max() > 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("mode, notices", [
@@ -224,19 +235,21 @@ def test_full_is_intra_view_attention_followed_by_cross_view_attention():
     torch.testing.assert_close(full(M, mask), cross(intra(M, mask), mask))
 
 
-def with_position(M):
+def with_position(M, places):
     """M (R, S, V, C), each sample's position added: one number at a time."""
-    angle = [[s / 10000 ** (2 * (c // 2) / C) for c in range(C)] for s in range(S)]
+    where = [places * (s + 0.5) / S - 0.5 for s in range(S)]
+    angle = [[x / 10000 ** (2 * (c // 2) / C) for c in range(C)] for x in where]
     table = [[math.cos(x) if c % 2 else math.sin(x) for c, x in enumerate(row)] for row in angle]
     return M + torch.tensor(table, dtype=M.dtype)[:, None]
 
 
+@pytest.mark.parametrize("places", [S, 12])
 @pytest.mark.parametrize("attend", [cra.attention, cra.fused_attention])
-def test_each_mode_equals_its_attention_on_one_sequence_at_a_time(attend):
+def test_each_mode_equals_its_attention_on_one_sequence_at_a_time(attend, places):
     """intra: the S tokens of a ray and view; cross: the V of a ray and sample; dense: the S V of a ray."""
     M, mask = normal(R, S, V, C), random_mask(R, S, V)
-    M_in = with_position(M)
-    intra, cross, dense = (module(mode, attend) for mode in ("intra", "cross", "dense"))
+    M_in = with_position(M, places)
+    intra, cross, dense = (module(mode, attend, places=places) for mode in ("intra", "cross", "dense"))
     found = [x(M, mask) for x in (intra, cross, dense)]
     near = {"rtol": 1e-5, "atol": 1e-5}                                       # positions are float32
     for r in range(R):
@@ -297,7 +310,7 @@ def test_the_maps_are_distributions_over_what_may_be_read():
 def test_the_maps_are_those_that_the_module_reads_by():
     mask = random_mask(R, S, V)
     attend, M, intra, cross = maps_of_a_module(mask)
-    x = attend.with_positions(M, None)                                        # (R, V, S, C)
+    x = attend.with_positions(M)                                              # (R, V, S, C)
     values = attend.L4.value(x).view(R, V, S, 4, 8)
     heads = torch.einsum("rvast,rvtad->rvsad", intra, values).flatten(-2)     # (R, V, S, C)
     first = attend.L4.norm(x + attend.L4.out(heads).relu()).transpose(1, 2)   # (R, S, V, C)

@@ -75,14 +75,14 @@ def test_l3_is_the_sigmoid_of_l2_and_the_visibility_that_table_10_reads():
     torch.testing.assert_close(net(*x).visibility, 1 / (1 + torch.exp(-net.L2(x[0]))))
 
 
-@pytest.mark.parametrize("relu", [None, True, False])
-def test_l9_is_attention_along_the_ray_with_a_relu_unless_told_otherwise(relu):
+@pytest.mark.parametrize("relu, places", [(None, None), (True, 12), (False, S)])
+def test_l9_is_attention_along_the_ray_with_a_relu_unless_told_otherwise(relu, places):
     """Against torch's, one ray at a time, the samples' positions added by hand."""
-    net, x = network() if relu is None else network(relu=relu), inputs()
+    net, x = network() if relu is None else network(relu=relu, places=places), inputs()
     _, L8 = around(net, "L8", lambda: net(*x))
     got, out = around(net, "L9", lambda: net(*x))
     for s, c in product(range(S), range(16)):
-        angle = s / 10000 ** (2 * (c // 2) / 16)
+        angle = ((s + 0.5) * (places or S) / S - 0.5) / 10000 ** (2 * (c // 2) / 16)
         expected = L8[:, s, c] + (math.cos(angle) if c % 2 else math.sin(angle))
         torch.testing.assert_close(got[:, s, c], expected, rtol=0, atol=1e-6)
     theirs = torch.nn.MultiheadAttention(16, 4, batch_first=True, dtype=torch.float64)
@@ -223,19 +223,15 @@ def test_the_samples_of_a_ray_read_each_other_and_their_order_but_rays_do_not():
     order = [4, 2, 0, 1, 3]
     shuffled = net(M[:, order], colours[:, order], differences[:, order], mask).sigma
     assert (shuffled - sigma[:, order]).abs().max() > 1e-4                      # the sample position is added
-    index = torch.tensor(order).expand(R, S)
-    shuffled = net(M[:, order], colours[:, order], differences[:, order], mask, index).sigma
-    torch.testing.assert_close(shuffled, sigma[:, order], rtol=1e-5, atol=1e-5)        # and can be given
 
 
 def test_a_sample_that_no_view_sees_is_not_read_by_the_others():
     net, (M, colours, differences, mask) = network(), inputs()
     mask[:], rest = True, [0, 2, 3, 4]
     mask[:, 1] = False
-    index = torch.arange(S).double().expand(R, S)
-    with_it = net(M, colours, differences, mask, index).sigma[:, rest]
-    without = net(M[:, rest], colours[:, rest], differences[:, rest], mask[:, rest], index[:, rest]).sigma
-    torch.testing.assert_close(with_it, without)
+    tokens, read = around(net, "L9", lambda: net(M, colours, differences, mask))
+    without = net.L9(tokens[:, rest], torch.ones(R, 4, dtype=torch.bool))     # at the positions that they had
+    torch.testing.assert_close(read[:, rest], without)
 
 
 def test_every_weight_of_the_geometry_network_gets_a_gradient():
@@ -249,30 +245,12 @@ def test_every_weight_of_the_geometry_network_gets_a_gradient():
 
 # ---------------------------------------------------------------------------------------- samples along a ray
 
-@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
-def test_bins_run_from_near_to_far_and_are_spaced_as_named(spacing):
-    near, far, n = 0.4, 8.0, 12
-    edges = geometry.spaced_depths(near, far, n, spacing).double()
-    assert len(edges) == n + 1 and (edges.diff() > 0).all()
-    assert edges[0] == pytest.approx(near) and edges[-1] == pytest.approx(far)
-    for i, edge in enumerate(edges):
-        disparity, linear = 1 / (1 / near + i / n * (1 / far - 1 / near)), near + i / n * (far - near)
-        expected = {"disparity": disparity, "linear": linear, "mix": (disparity + linear) / 2}[spacing]
-        assert edge == pytest.approx(expected, rel=1e-5)
-
-
-def test_an_unknown_spacing_is_refused():
-    with pytest.raises(KeyError, match="cubic"):
-        geometry.spaced_depths(0.4, 8, 4, "cubic")
-
-
-@pytest.mark.parametrize("spacing", ["disparity", "linear", "mix"])
-def test_coarse_samples_lie_one_in_each_bin_and_in_its_middle_without_jitter(spacing):
-    edges = geometry.spaced_depths(0.4, 8.0, 12, spacing)
-    middles = geometry.coarse_samples(0.4, 8.0, 3, 12, spacing, None)
+def test_coarse_samples_lie_one_in_each_even_bin_and_in_its_middle_without_jitter():
+    edges = torch.tensor([0.4 + i * (8 - 0.4) / 12 for i in range(13)])
+    middles = geometry.coarse_samples(0.4, 8.0, 3, 12, None)
     torch.testing.assert_close(middles, ((edges[1:] + edges[:-1]) / 2).expand(3, 12))
     jitter = torch.rand(500, 12, generator=torch.Generator().manual_seed(0))
-    z = geometry.coarse_samples(0.4, 8.0, 500, 12, spacing, jitter)
+    z = geometry.coarse_samples(0.4, 8.0, 500, 12, jitter)
     assert z.shape == (500, 12) and (z >= edges[:-1]).all() and (z <= edges[1:]).all()
     # every sample has its own
     torch.testing.assert_close((z - edges[:-1]) / edges.diff(), jitter, atol=1e-4, rtol=0)

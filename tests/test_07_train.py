@@ -68,7 +68,8 @@ def test_the_settings_default_to_the_papers_values():
     assert {name: getattr(config, name) for name in supplement} == supplement
     other = {"density": "softplus", "encoder_activation": "elu"}      # Table 11, L11: ReLU; Table 8: none
     assert {name: getattr(config, name) for name in other} == other
-    silent = {"pool", "angle_weight", "every", "near", "far", "spacing", "position", "lr", "lr_final", "clip",
+    assert config.places == config.coarse == config.fine                      # a sample's place is its index
+    silent = {"pool", "angle_weight", "every", "near", "far", "typical", "places", "lr", "lr_final", "clip",
               "seed"}
     assert {f.name for f in fields(config)} == silent | supplement.keys() | other.keys()
     assert training.PRESETS["paper"] == {}
@@ -126,7 +127,7 @@ def level_at(model, views, target, z):
     return sigma, colours, *model.fine.semantics(context)
 
 
-@pytest.mark.parametrize("settings", [*({"cra": mode} for mode in MODES), {"position": "depth"}])
+@pytest.mark.parametrize("settings", [{"cra": mode} for mode in MODES])
 @torch.no_grad()
 def test_masking_a_view_equals_removing_it_through_a_level_and_the_model(scene, settings):
     model = make_model(replace(SMALL, **settings))
@@ -177,15 +178,16 @@ def test_a_levels_logits_are_its_parts_one_after_the_other(scene):
 
 
 @torch.no_grad()
-def test_position_by_depth_counts_samples_even_in_inverse_depth_from_near_to_far(scene):
+def test_both_attentions_along_the_ray_have_as_many_places_as_the_settings_say(scene):
+    """Other places than a level's samples: other densities (Table 11, L9), other labels (Table 9, L2)."""
     views, target = scene.views([9, 10, 12]), scene.views([11])[0]
-    by_index, by_depth = (make_model(replace(SMALL, position=position)) for position in ("index", "depth"))
-    z = (1 / torch.linspace(1 / 0.3, 1 / 8, 6)[:5]).expand(17, 5)             # 0, 1 ... 4 of 5
-    for a, b in zip(level_at(by_index, views, target, z), level_at(by_depth, views, target, z)):
-        torch.testing.assert_close(a, b, **NEAR)
-    z = z + 0.1
-    a, b = (level_at(model, views, target, z)[2] for model in (by_index, by_depth))
-    assert (a - b).abs().max() > 1e-4
+    z, found = torch.linspace(0.5, 3, 5).expand(17, 5), []
+    for places in (5, 24):
+        model = make_model(replace(SMALL, places=places))
+        assert model.fine.geometry.places == model.coarse.cra.places == places
+        found.append(level_at(model, views, target, z))
+    for i, same in enumerate((False, True, False, True)):                     # sigma, colour, logits, w
+        assert torch.equal(found[0][i], found[1][i]) == same
 
 
 # ------------------------------------------------------------------------------------------------- the model
@@ -352,8 +354,19 @@ def test_a_checkpoint_without_geometry_relu_was_made_without_that_relu(tmp_path)
     assert model.config.geometry_relu is True and model.fine.geometry.L9.relu
 
 
+def test_a_checkpoint_without_places_has_as_many_as_samples(tmp_path):
+    small = replace(SMALL, coarse=5, fine=5)
+    model, _ = training.load_checkpoint(saved(tmp_path, make_model(small), places=None, position="index"))
+    assert model.config.places == model.fine.cra.places == model.fine.geometry.places == 5
+    model, _ = training.load_checkpoint(saved(tmp_path, make_model(small), position="index"))
+    assert model.config.places == 64                                          # what it says itself
+    with pytest.raises(DataError, match="checkpoint.pt: .*6 . 5 samples, embedded by index: commit 603a4e8"):
+        training.load_checkpoint(saved(tmp_path, make_model(), places=None, position="index"))
+
+
 @pytest.mark.parametrize("name, now, then", [
-    ("union", False, True), ("pooling", "mean", "weighted"), ("use_delta", True, False)])
+    ("position", "index", "depth"), ("spacing", "linear", "mix"), ("union", False, True),
+    ("pooling", "mean", "weighted"), ("use_delta", True, False)])
 def test_a_checkpoint_made_with_an_option_that_is_gone_is_refused_by_its_name(tmp_path, name, now, then):
     with pytest.raises(DataError, match=f"checkpoint.pt: .*{name} = {then}"):
         training.load_checkpoint(saved(tmp_path, make_model(), **{name: then}))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import REPO
 
-from support import evaluating, films, machine, pictures, processes
+from support import evaluating, films, machine, pictures, processes, ranges
 from support.files import DataError, run_script
 from support.labels import SCANNET20
 
@@ -303,6 +303,37 @@ def test_a_scenes_own_near_and_far_are_used_and_said(work, evaluate):
     (work / "rooms/room9000_00/near_far.txt").write_text("0.5 3")
     after = evaluate()
     assert after["psnr"] != before["psnr"] and "samples from 0.5 to 3" in after["screen"]
+
+
+def test_near_and_far_follow_what_the_source_views_show_if_asked_to(work, evaluate, monkeypatch):
+    seen = []
+
+    def three_times_as_far(images, K, c2w):
+        seen.append((tuple(images.shape), tuple(K.shape), tuple(c2w.shape)))
+        return 9.0
+    plain = evaluate()
+    monkeypatch.setattr(ranges, "typical_depth", three_times_as_far)
+    assert evaluate()["psnr"] == plain["psnr"] and not seen
+    far = evaluate("--typical", 3)
+    assert seen == [((8, 3, 48, 64), (3, 3), (8, 4, 4))] and far["config"]["typical"] == 3    # source views
+    assert "near and far: times 3 to 3 in 1 of 1 scenes, for a median depth of 3" in far["screen"]
+    # weights of a random model hardly differ along a ray: its depths are three times as far
+    depths = [[image["depth_abs_rel"] for image in x["images"]] for x in (plain, far)]
+    assert all(b > 2 * a for a, b in zip(*depths))
+    state = torch.load("run/checkpoint.pt", weights_only=True)
+    torch.save({**state, "config": {**state["config"], "typical": 3.0}}, "run/checkpoint.pt")
+    assert evaluate()["psnr"] == far["psnr"] and len(seen) == 1        # the run's own; out of the cache
+    assert evaluate("--typical", 0)["psnr"] == plain["psnr"]
+    monkeypatch.setattr(films, "write_film", lambda path, shots, *_: seen.append(shots))
+    evaluate("--video", "out.gif", "--frames", 2)
+    assert all(shot["depth"].min() > 3 for shot in seen[1])                   # of a film too
+
+
+@pytest.mark.parametrize("value, words", [(-1, "must be at least 0"), ("nan", "must be at least 0"),
+                                          (1e6, "must be at most 1000")])
+def test_a_typical_depth_that_is_none_is_refused(evaluate, value, words):
+    with pytest.raises(DataError, match=f"--typical .*{words}"):
+        evaluate("--typical", value)
 
 
 def test_frames_of_less_than_2_cm_from_each_other_are_said_in_one_line(work, evaluate, monkeypatch):

@@ -69,7 +69,7 @@ def test_a_step_stays_elsewhere(mode, fast):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("changes", [dict(position="depth", spacing="mix"), dict(density="relu")])
+@pytest.mark.parametrize("changes", [dict(places=9), dict(density="relu")])
 def test_scenes_with_a_range_and_masks_of_their_own_stay_elsewhere(changes, fast):
     model, batch = make_model(fast, **changes), make_batch(own=True)
     with Elsewhere():

@@ -22,9 +22,9 @@ def ragged(R, S, V):
     return mask
 
 
-def module(mode, relu=True):
+def module(mode, relu=True, places=None):
     torch.manual_seed(0)
-    return cra.CRA(mode, C, 2, relu).double()
+    return cra.CRA(mode, C, 2, relu, places).double()
 
 
 def assert_same(lesson, fast):
@@ -34,16 +34,16 @@ def assert_same(lesson, fast):
 
 @pytest.mark.parametrize("tile", [1, 2000, 2 ** 18])
 @pytest.mark.parametrize("shape", [(4, 5, 3), (3, 21, 9)])
-@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("places", [None, 16])
 @pytest.mark.parametrize("mode", cra.MODES)
-def test_tokens_are_refined_as_the_definition_says_whatever_the_tile(monkeypatch, mode, index, shape, tile):
+def test_tokens_are_refined_as_the_definition_says_whatever_the_tile(monkeypatch, mode, places, shape, tile):
     monkeypatch.setattr(attention, "TILE", tile)
-    net, M, mask = module(mode), normal(*shape, C), ragged(*shape)
-    where, tokens, found = normal(*shape[:2], seed=6) if index else None, Tokens.of(mask), []
+    net, M, mask = module(mode, places=places), normal(*shape, C), ragged(*shape)
+    tokens, found = Tokens.of(mask), []
     for packed in (False, True):
         net.zero_grad()
         leaf = (M[mask] if packed else M * mask[..., None]).requires_grad_()
-        out = attention.refine(net, leaf, tokens, where, None) if packed else net(leaf, mask, where)[mask]
+        out = attention.refine(net, leaf, tokens, None) if packed else net(leaf, mask)[mask]
         (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)).sum().backward()
         gradient = leaf.grad if packed else leaf.grad[mask]
         found.append([out, gradient, *(p.grad.clone() for p in net.parameters())])
@@ -61,7 +61,7 @@ def test_some_samples_tokens_are_those_of_the_definition(monkeypatch, mode, relu
     kept[3] = False  # a ray of which nothing is asked
     tokens = Tokens.of(mask)
     with torch.no_grad():
-        some = attention.refine(net, M[mask], tokens, None, kept.flatten()[tokens.sample])
+        some = attention.refine(net, M[mask], tokens, kept.flatten()[tokens.sample])
         assert_same([net(M * mask[..., None], mask)[mask & kept[..., None]]], [some])
 
 
@@ -69,9 +69,9 @@ def test_some_samples_tokens_are_those_of_the_definition(monkeypatch, mode, relu
 def test_of_nothing_nothing_is_refined(mode):
     mask, none = torch.zeros(2, 5, 3, dtype=torch.bool), torch.zeros(0, dtype=torch.bool)
     for kept in (None, none):
-        assert attention.refine(module(mode), normal(0, C), Tokens.of(mask), None, kept).shape == (0, C)
+        assert attention.refine(module(mode), normal(0, C), Tokens.of(mask), kept).shape == (0, C)
     mask[0, 3, 1] = True                                                      # valid, but not kept
-    out = attention.refine(module(mode), normal(1, C), Tokens.of(mask), None, torch.tensor([False]))
+    out = attention.refine(module(mode), normal(1, C), Tokens.of(mask), torch.tensor([False]))
     assert out.shape == (0, C)
 
 

@@ -44,6 +44,14 @@ def test_equal_forms_are_taken_with_the_models_own_parameters(model, how):
         assert isinstance(fast.renderer(training.SRay(model.config), args(how)).fine, PackedLevel)
 
 
+def test_equal_forms_are_taken_where_near_and_far_follow_the_scene():
+    """Whose scenes have a range of their own: without, no step could be compared."""
+    torch.manual_seed(0)
+    ours, step = fast.faster(training.SRay(training.Config(coarse=5, fine=4, typical=3)),
+                             training.training_step, args("true"))
+    assert isinstance(ours.fine, PackedLevel) and isinstance(step, StepOnCores)
+
+
 def test_false_is_the_plain_path(model):
     ours, step = fast.faster(model, training.training_step, args("false"))
     assert type(ours.fine) is training.Level and step is training.training_step
@@ -66,7 +74,12 @@ def breaks():
         right = PackedLevel.semantics
         monkeypatch.setattr(PackedLevel, "semantics", lambda self, context, keep=None: (lambda x, w: (
             x + 0.01 * (x - x.detach()), w))(*right(self, context, keep)))
-    return [attention, value, gradient]
+
+    def places(monkeypatch):
+        right = cra.sample_positions
+        monkeypatch.setattr(cra.CRA, "with_positions", lambda self, M: M.transpose(1, 2) + right(
+            M.shape[1], M.shape[3], None, M.device).to(M.dtype))
+    return [attention, value, gradient, places]
 
 
 @pytest.mark.parametrize("break_it", breaks(), ids=lambda f: f.__name__)
@@ -129,7 +142,7 @@ def test_an_edited_forward_or_rendering_of_the_lesson_runs(monkeypatch, capsys, 
         """The coarse level places nothing: both see even samples."""
         c, (near, far) = self.config, training.depth_range(self.config, sources)
         rays = data.rays(pixels, K, c2w)
-        z = right(near, far, len(pixels), c.fine, c.spacing, None)
+        z = right(near, far, len(pixels), c.fine, None)
         return {name: self.render_level(level, *rays, z, sources)
                 for name, level in (("coarse", self.coarse), ("fine", self.fine))}
     monkeypatch.setattr(training.SRay, "forward", forward)

@@ -60,10 +60,10 @@ def assert_equal(level, *scene, **options):
 
 
 @pytest.mark.parametrize("mode", cra.MODES)
-@pytest.mark.parametrize("position", ["index", "depth"])
-def test_every_attention_and_position_gives_the_lessons_values_and_gradients(mode, position):
+@pytest.mark.parametrize("places", [7, 24])
+def test_every_attention_and_places_give_the_lessons_values_and_gradients(mode, places):
     torch.manual_seed(0)
-    config = training.Config(cra=mode, position=position, coarse=7, fine=7)
+    config = training.Config(cra=mode, places=places, coarse=7, fine=7)
     assert_equal(training.Level(config, 6), *rays(near_far=(0.3, 6.0)))
     assert_equal(training.Level(config, 6), *rays())
 

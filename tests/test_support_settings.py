@@ -65,12 +65,15 @@ def test_a_file_gives_its_settings_and_what_it_lacks_is_the_default_or_what_was_
     assert settings.read_settings(Toy, {}, {"big_one": False}, {}) == Toy(big_one=False)
     assert settings.read_settings(Toy, {"big_one": True}, {"big_one": False}, {}) == Toy()
     assert settings.read_settings(Toy, {"rate": 1}, {}, {}).rate == 1         # an int is a float
+    told = {"rate": lambda toy: toy.size / 2}                                 # by another setting
+    assert settings.read_settings(Toy, {"size": 5}, told, {}) == Toy(size=5, rate=2.5)
+    assert settings.read_settings(Toy, {"size": 5, "rate": 3.0}, told, {}) == Toy(size=5, rate=3.0)
 
 
 def test_a_setting_that_is_gone_is_refused_by_name_unless_it_had_what_all_have_now():
     assert settings.read_settings(Toy, {"old": 3}, {}, {"old": 3}) == Toy()
     assert settings.read_settings(Toy, {}, {}, {"old": 3}) == Toy()
-    with pytest.raises(ValueError, match="made with old = 4"):
+    with pytest.raises(ValueError, match="old = 4 is gone; commit 603a4e8, or a later one with --old, reads"):
         settings.read_settings(Toy, {"old": 4}, {}, {"old": 3})
 
 

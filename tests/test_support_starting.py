@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from support import runs, starting
+from support import ranges, runs, starting
 from support.files import DataError
 from support.labels import SCANNET, Classes
 
@@ -192,6 +192,15 @@ def test_a_training_says_in_one_line_that_frames_are_less_than_2_cm_apart(
         np.savetxt(path, pose)
     line, = [line for line in begun(box_copy) if "--every" in line]
     assert "scene0001_00" in line and "less than 2 cm apart" in line
+
+
+def test_a_training_measures_its_scenes_if_near_and_far_are_to_follow_them(
+        parse, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "typical_depth", lambda images, K, c2w: 6.0)
+    for typical, expected in ((0, None), (3, (0.6, 16.0))):
+        args = parse("--scene", root, "--preset", "smoke", "--cache", tmp_path, "--typical", typical)
+        _, scenes, frames, _, _ = starting.load_data(args, begin(args)[0], None, "smoke", data, rooms)
+        assert [scene.range for scene in scenes] == [expected] * len(scenes) and len(frames) == len(scenes)
 
 
 def test_the_label_set_is_the_checkpoints_and_scenes_with_labels_must_share_it(scene):

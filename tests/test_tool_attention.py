@@ -172,7 +172,7 @@ def test_what_is_joined_begins_without_effect_and_is_the_moments_over_valid_view
     z = torch.linspace(0.5, 4, S).expand(R, S)
     rays = *data.rays(torch.tensor([[20.0, 30], [40, 10]]), target.K, target.c2w), z, found
     context = joined.context_and_density(*rays)[0]
-    M, _, mask, _, _, beside = context
+    M, _, mask, _, beside = context
     logits = plain.semantics(plain.context_and_density(*rays)[0])[0]
     seen = mask.any(-1)
     assert torch.allclose(joined.semantics(context)[0][seen], logits[seen], atol=1e-5)
@@ -251,7 +251,7 @@ def test_rank_agreement_counts_pairs_and_halves_ties():
 def test_attention_received_is_one_where_attention_is_uniform_and_is_what_valid_readers_give(tokens):
     M, mask = tokens
     level = level_of("full")
-    context = M, None, mask, None, None
+    context = M, None, mask, None
     intra, cross = (x.detach() for x in level.cra.maps(M, mask))
     along, across = variants.attention_received(level, context)
     for r, s, v in mask.nonzero().tolist():

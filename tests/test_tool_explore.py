@@ -93,7 +93,7 @@ def test_the_pages_arrays_are_the_models(content, truth):
 
 @torch.no_grad()
 def test_the_attentions_are_what_the_surface_sample_reads(content, truth, model):
-    M, _, mask, _, _ = truth.context
+    M, _, mask, _ = truth.context
     intra, across = model.fine.cra.maps(M, mask)
     for ray in range(0, len(M), 7):
         s = int(truth.fine["weights"][ray].argmax())
@@ -106,7 +106,7 @@ def test_the_attentions_are_what_the_surface_sample_reads(content, truth, model)
 
 @torch.no_grad()
 def test_scores_are_the_sigmoids_over_their_sum(content, truth, model):
-    M, differences, mask, visibility, _ = truth.context
+    M, differences, mask, visibility = truth.context
     sigmoids = model.fine.weights.L2(torch.cat([M, differences, visibility], -1))[..., 0].sigmoid() * mask
     expected = sigmoids / sigmoids.sum(-1, keepdim=True).clamp(min=1e-8)
     np.testing.assert_allclose(unpacked(content, "scores"), expected, atol=1e-5)

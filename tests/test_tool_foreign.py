@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from support import ranges
 from support.files import DataError, run_script
 from support.runs import write_state
 from tools import foreign
@@ -124,6 +125,18 @@ def test_the_table_has_a_row_for_each_scene_and_the_metrics_of_08(root, checkpoi
     shots = list(evaluation.render_views(model.eval(), scene, evaluation.test_views(scene), stride=6))
     for key, theirs in (("psnr", "psnr"), ("depth", "depth_abs_rel"), ("copy_psnr", "copy_psnr")):
         assert labelled[key] == pytest.approx(sum(shot[theirs] for shot in shots) / 4, rel=1e-4)
+
+
+def test_near_and_far_of_ours_and_of_the_sweep_follow_the_scenes_if_asked_to(
+        root, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ranges, "typical_depth", lambda images, K, c2w: 30.0)
+    far = []
+    for typical in (0, 3):
+        run(monkeypatch, root / "scene0001_00", "--checkpoint", checkpoint, "--height", 48, "--width", 64,
+            "--preview", 12, "--cache", tmp_path, "--typical", typical, "--json", tmp_path / "table.json")
+        far.append(json.loads((tmp_path / "table.json").read_text())["all"])
+    assert "near and far: times 10 to 10 in 1 of 1 scenes" in capsys.readouterr().out
+    assert far[1]["depth"] > 5 * far[0]["depth"] and far[1]["sweep"] > 2 * far[0]["sweep"]
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -58,6 +58,21 @@ def test_it_reaches_nine_tenths_of_the_cards_miou_on_two_unseen_rooms(tmp_path):
     assert evaluation.label_metrics(confusion)["miou"] >= 0.9 * figure
 
 
+@torch.no_grad()
+def test_more_samples_than_it_was_trained_with_cost_at_most_0_3_decibels(tmp_path):
+    model, _ = training.load_checkpoint(WEIGHTS)
+    name, = rooms.make_rooms(tmp_path, [9000], frames=20, width=160, height=120)
+    scene, pixels = data.Scene(tmp_path / name, 120, 160, tmp_path), data.pixel_grid(120, 160)[::77]
+    truth = scene.views(data.protocol(scene)[2])
+    sources, found = model.eval().encode(scene.views(data.protocol(scene)[0])), []
+    for count in (24, 64):
+        model.config.coarse = model.config.fine = count
+        got = [model(sources, pixels, K, c2w, fine_only=True)["fine"] for K, c2w in zip(truth.K, truth.c2w)]
+        colours = torch.stack([x["colour"] for x in got])                     # (4, R, 3)
+        found.append(evaluation.psnr(colours, truth.images.flatten(2)[..., ::77].transpose(1, 2)))
+    assert found[1] >= found[0] - 0.3 > 20
+
+
 @pytest.mark.parametrize("row", ["10 unseen rooms, seeds 9000 to 9009", "room9000_00 and room9001_00 alone"])
 def test_the_card_has_all_figures(row):
     assert len(card(row)) == 6 and all(float(x) > 0 for x in card(row))

@@ -40,6 +40,7 @@ import torch
 import fast
 from support import machine, runs, starting
 from support.files import DataError, run_script, write_json
+from support.ranges import follow
 from tools import attention_table, benchmark
 from tools.experiments import SEGMENTER, unseen_root
 from tools.tables import code_version
@@ -130,6 +131,7 @@ def open_scene(args, config, run: dict, name: str, truth: TrueDepth | None):
     """A room of a run, its true depth known to a diagnostic that needs it."""
     root = unseen_root(run) if name in run["test"] else Path(run["root"])
     scene = data.Scene(root / name, config.height, config.width, Path(args.cache), config.every)
+    follow([scene], config, data.protocol)
     if truth:
         truth.add([scene])
     return scene
@@ -226,9 +228,10 @@ def finetune(args) -> None:
     """(b): the weights of (a), each of the unseen rooms by itself, on its 8 source and 8 tuning views."""
     variant = variant_of(args)
     path = base_of(args, variant)
-    base, given = runs.read_state(path), {"steps": args.steps} if args.steps else {}
+    before, base = training.load_checkpoint(path, variant.level(None))
+    given = {"steps": args.steps} if args.steps else {}
     config = starting.usable(training.Config(**{
-        **base["config"], "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
+        **asdict(before.config), "lr": 5e-4, "extra_views": 0, "targets": 1, "source_loss": 0.0,
         **FINETUNE[args.size], **given}))
     for room in base["run"]["test"][:args.rooms or ROOMS]:
         name, started = f"{name_of(args, 'finetune', variant)}-{room}", time.time()

@@ -40,6 +40,7 @@ import torch
 import fast
 from support.files import run_script, write_json
 from support.machine import pick_device, prepare_cpu
+from support.ranges import follow
 from tools import python, tried, workloads
 from tools.measuring import available, forget_peak, hardware, rates
 from tools.workloads import KINDS, options
@@ -225,7 +226,7 @@ def skipping(args, checkpoint: str) -> dict:
     ways = [way for way in ((0, 1), (16, 1), (8, 1), (4, 1), (8, 2), (8, 4), (8, 8)) if way[0] < c.fine]
     rows: dict = {way: [] for way in ways}
     for name in state["run"]["test"][:args.scenes]:
-        scene = data.Scene(root / name, c.height, c.width)
+        scene, = follow([data.Scene(root / name, c.height, c.width)], c, data.protocol)
         source, _, test = data.protocol(scene)
         truth = scene.views(test[:1]).to(args.device)[0]
         with torch.no_grad():

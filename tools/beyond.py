@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support.files import write_json
+from support.ranges import follow
 from tools.experiments import Bench, paired, spread, unseen_root
 from tools.pseudo_labels import segment
 
@@ -128,7 +129,7 @@ def measure_beyond(checkpoint: Path, segmenter: Path, stride: int = 1) -> dict[s
     counts, psnr, same = {}, {}, {}             # of each way: confusion matrix; list; (agreeing, all)
     with torch.no_grad(), tqdm(total=4 * len(run["test"]), desc="beyond", unit="view", mininterval=15) as bar:
         for name in run["test"]:
-            scene = data.Scene(unseen_root(run) / name, c.height, c.width)
+            scene, = follow([data.Scene(unseen_root(run) / name, c.height, c.width)], c, data.protocol)
             labels, dB, truth = ways_to_label(model, alone, scene, stride, bar)
             for way, values in dB.items():
                 psnr.setdefault(way, []).extend(values)

@@ -53,7 +53,7 @@ BUDGET = 6_900_000                                 # bytes of text that the rays
 def free_weights(level, context: tuple) -> Tensor:
     """Table 10's scores divided by their sum, (R, S, V): the weights in C(tau) for a tau so small that every
     distribution is in it, and the projection changes nothing."""
-    M, differences, mask, visibility, _ = context
+    M, differences, mask, visibility = context
     network = copy.copy(level.weights)
     network.tau = 1e-9
     return network(M, differences, visibility, mask)
@@ -76,8 +76,8 @@ def follow(model, sources, view, pixels: Tensor) -> dict[str, Tensor]:
     rays = origin, directions
     _, coarse_sigma, _ = model.coarse.context_and_density(*rays, coarse["z"], sources, colour=False)
     context, sigma, _ = level.context_and_density(*rays, fine["z"], sources, colour=False)
-    M, _, mask, _, index = context
-    intra, cross = level.cra.maps(M, mask, index)             # (R, V, A, S, S), (R, S, A, V, V)
+    M, _, mask, _ = context
+    intra, cross = level.cra.maps(M, mask)                    # (R, V, A, S, S), (R, S, A, V, V)
     ray, surface = torch.arange(len(pixels), device=pixels.device), fine["weights"].argmax(1)
     return {"coarse_z": coarse["z"], "coarse_sigma": coarse_sigma, "coarse_weights": coarse["weights"],
             "z": fine["z"], "sigma": sigma, "weights": fine["weights"], "surface": surface,
@@ -85,7 +85,7 @@ def follow(model, sources, view, pixels: Tensor) -> dict[str, Tensor]:
             "intra": intra[ray, :, :, surface].mean(2) * mask.transpose(1, 2),            # (R, V, S)
             "cross": cross[ray, surface].mean(1) * mask[ray, surface][:, None],           # (R, V, V)
             "w": fine["w"][ray, surface], "scores": free_weights(level, context),         # (R, V), (R, S, V)
-            "differences": differences_of_views(level, level.cra(M, mask, index), mask)}  # (R, S, V, L)
+            "differences": differences_of_views(level, level.cra(M, mask), mask)}  # (R, S, V, L)
 
 
 def what_views_have(points: Tensor, known: Tensor, views) -> Tensor:
@@ -388,7 +388,7 @@ def main() -> None:
         raise DataError(f"{args.checkpoint}: its attention is '{model.config.cra}', and the page shows both "
                         "of 'full'; name another checkpoint")
     kind, root, names = evaluating.choose_scenes(args, model.config, state["run"], rooms.make_rooms)
-    scene, = evaluating.open_scenes([root / names[0]], data.Scene, model.config, args, lambda scene: (
+    scene, = evaluating.open_scenes([root / names[0]], data, model.config, args, lambda scene: (
         evaluation.source_views(scene, args.views), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names[:1])
     count = len(evaluation.test_views(scene))

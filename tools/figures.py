@@ -12,6 +12,7 @@ from torch import Tensor
 
 from support.files import figure_text
 from support.pictures import colour_labels
+from support.ranges import follow
 from tools.experiments import UNIT, Bench, per_scene, per_scene_nerf, steps_of, unseen_root
 from tools.variants import looking, rank_agreement
 
@@ -39,7 +40,7 @@ def unseen(checkpoint: Path) -> Shown:
     """The model of a checkpoint and the first scene that its run kept for testing."""
     model, state = training.load_checkpoint(checkpoint)
     c, name = model.eval().config, state["run"]["test"][0]
-    scene = data.Scene(unseen_root(state["run"]) / name, c.height, c.width)
+    scene, = follow([data.Scene(unseen_root(state["run"]) / name, c.height, c.width)], c, data.protocol)
     source_ids, _, test_ids = data.protocol(scene)
     views = scene.views(source_ids)
     return Shown(model, name, scene, model.encode(views), views, scene.views(test_ids))
@@ -65,8 +66,8 @@ def attention_received(shown: Shown, target: int, pixels: Tensor) -> tuple[Tenso
     z = shown.model(shown.sources, pixels, view.K, view.c2w, fine_only=True)["fine"]["z"]
     origin, directions = data.rays(pixels, view.K, view.c2w)
     context, _, _ = level.context_and_density(origin, directions, z, shown.sources, colour=False)
-    M, _, mask, _, index = context
-    intra, _ = level.cra.maps(M, mask, index)                                 # (R, V, A, S, S)
+    M, _, mask, _ = context
+    intra, _ = level.cra.maps(M, mask)                                        # (R, V, A, S, S)
     points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
     return intra.mean(2), mask, truly_visible(points, shown.source_views), z
 
@@ -214,7 +215,8 @@ def compared(bench: Bench, colour: bool) -> tuple:
     models = {f"{method}, {end} steps": nerf.load(baseline / "checkpoint.pt"),
               "S-Ray, never trained here": model,
               f"S-Ray, fine-tuned {last} steps": training.load_checkpoint(tuned / "checkpoint.pt")[0]}
-    scene = data.Scene(unseen_root(state["run"]) / name, model.config.height, model.config.width)
+    c = model.config
+    scene, = follow([data.Scene(unseen_root(state["run"]) / name, c.height, c.width)], c, data.protocol)
     pictures = {title: renderings(model, scene) for title, model in models.items()}
     return scene, scene.views(data.protocol(scene)[2]), pictures
 

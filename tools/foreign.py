@@ -29,7 +29,6 @@ from support.files import DataError, run_script, shown, write_json
 
 data = import_module("01_data")                    # Scene, rays, project
 reprojection = import_module("03_reprojection")    # in_view
-geometry = import_module("06_geometry_render")     # coarse_samples
 training = import_module("07_train")               # load_checkpoint, depth_range
 evaluation = import_module("08_eval")              # render_views, label_metrics, source_views, test_views
 
@@ -107,7 +106,8 @@ def measure(model, scene, args, bar) -> list[dict]:
     c, device, ids, rows = model.config, next(model.parameters()).device, evaluation.test_views(scene), []
     sources = scene.views(evaluation.source_views(scene, args.views)).to(device)
     maps = patches(sources.images).contiguous(memory_format=torch.channels_last)      # (V, 3 P, H, W)
-    depths = geometry.spaced_depths(*(scene.near_far or (c.near, c.far)), DEPTHS - 1, "linear", device)
+    near, far = scene.range or (c.near, c.far)
+    depths = near + (far - near) * torch.linspace(0, 1, DEPTHS, device=device)
     shots = evaluation.render_views(model, scene, ids, args.views, stride=args.preview)
     for target, shot in zip((scene.views([i]).to(device)[0] for i in ids), shots):
         bar.update()
@@ -158,6 +158,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=int, default=320, help="[320]")
     add("--views", type=int, default=8, help="source views, 1 to 16 [8]")
     add("--preview", type=int, default=1, metavar="N", help="every N-th row and column alone [1]")
+    add("--typical", type=float, metavar="METRES",
+        help="near and far are scaled until a scene's median depth is so many metres [the run's]")
     add("--keep", type=int, default=0, metavar="N", help="labels from a ray's N heaviest samples [0: all]")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
@@ -174,7 +176,7 @@ def open_folder(args, config) -> list:
     """The scenes of the folder, or the folder itself where it is one, checked and decoded."""
     root = Path(args.folder)
     folders = [root] if (root / "color").is_dir() else [root / name for name in list_scenes(root)]
-    return evaluating.open_scenes(folders, data.Scene, config, args, lambda scene: (
+    return evaluating.open_scenes(folders, data, config, args, lambda scene: (
         evaluation.source_views(scene, args.views), evaluation.test_views(scene)))
 
 

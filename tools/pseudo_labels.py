@@ -74,7 +74,7 @@ def main() -> None:
     model, state = training.load_checkpoint(args.checkpoint)
     kind, root, names = evaluating.choose_scenes(args, model.config, state["run"], rooms.make_rooms)
     folders = [root / name for name in names]
-    scenes = evaluating.open_scenes(folders, data.Scene, model.config, args, lambda scene: (
+    scenes = evaluating.open_scenes(folders, data, model.config, args, lambda scene: (
         evaluation.source_views(scene), evaluation.test_views(scene)))
     evaluating.introduce(args.checkpoint, state, kind, root, names)
     metrics = write_pseudo_labels(model.to(machine.pick_device(args.device)), scenes, Path(args.out))

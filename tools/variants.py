@@ -75,7 +75,7 @@ class Plain(training.Level):
                             colour: bool = True) -> tuple:
         """Level's; the context has one thing more, what is joined to M: (R, S, V, JOINED)."""
         context, sigma, blended = super().context_and_density(origin, directions, z, sources, colour)
-        M, _, mask, _, _ = context
+        M, _, mask, _ = context
         beside = None
         if self.joined == "moments":
             moments = torch.cat(geometry.pool_views(M, mask), dim=-1)         # (R, S, 2C)
@@ -88,11 +88,11 @@ class Plain(training.Level):
 
     def semantics(self, context: tuple) -> tuple[Tensor, Tensor]:
         """Level's."""
-        M, differences, mask, visibility, index, beside = context
+        M, differences, mask, visibility, beside = context
         tokens = M
         if beside is not None:
             tokens = self.join(torch.cat([M, beside], dim=-1)) * mask[..., None]      # (R, S, V, C)
-        refined = self.cra(tokens, mask, index)                               # M'': (R, S, V, C)
+        refined = self.cra(tokens, mask)                                      # M'': (R, S, V, C)
         w = self.weights(M, differences, visibility, mask)                    # (R, S, V)
         return self.head(weighting.semantic_ray(w, refined)), w
 
@@ -100,29 +100,30 @@ class Plain(training.Level):
 class PackedMLP(PackedLevel):
     """TokenMLP of valid tokens alone."""
 
-    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+    def refine(self, M: Tensor, tokens: Tokens, kept: Tensor | None) -> Tensor:
         """PackedLevel's."""
-        M = self.cra.L6(self.cra.L4(with_positions(M, tokens, index), None), None)            # (T, C)
+        M = self.cra.L4(with_positions(self.cra, M, tokens), None)            # (T, C)
+        M = self.cra.L6(M, None)                                              # (T, C)
         return M if kept is None else M[kept]
 
 
 class PackedUniform(PackedLevel):
     """Uniform of valid tokens alone."""
 
-    def refine(self, M: Tensor, tokens: Tokens, index: Tensor | None, kept: Tensor | None) -> Tensor:
+    def refine(self, M: Tensor, tokens: Tokens, kept: Tensor | None) -> Tensor:
         """PackedLevel's."""
         R, S, V = tokens.mask.shape
-        M = with_positions(M, tokens, index)                                  # (T, C)
+        M = with_positions(self.cra, M, tokens)                               # (T, C)
         M = read_the_mean(self.cra.L4, M, tokens.sample // S * V + tokens.place % V, R * V)
         M = read_the_mean(self.cra.L6, M, tokens.sample, R * S)
         return M if kept is None else M[kept]
 
 
-def with_positions(M: Tensor, tokens: Tokens, index: Tensor | None) -> Tensor:
-    """Table 9's L1-L3 of valid tokens M (T, C)."""
+def with_positions(module: nn.Module, M: Tensor, tokens: Tokens) -> Tensor:
+    """L1-L3 of 04's CRA, of valid tokens M (T, C)."""
     S = tokens.mask.shape[1]
-    L2 = cra.sample_positions(S if index is None else index, M.shape[1]).flatten(0, -2)   # (S or R S, C)
-    return M + L2[tokens.sample % S if index is None else tokens.sample]
+    L2 = cra.sample_positions(S, M.shape[1], module.places)                   # (S, C)
+    return M + L2[tokens.sample % S]
 
 
 def read_the_mean(module: nn.Module, x: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -325,8 +326,8 @@ def rank_agreement(score: Tensor, truth: Tensor) -> float:
 def attention_received(level: nn.Module, context: tuple) -> tuple[Tensor, Tensor]:
     """How much each token is read along its ray, and across the views: (R, S, V) each, mean over heads and
     valid readers, times the number of valid keys: 1 is what uniform attention gives."""
-    M, _, mask, _, index = context[:5]
-    intra, cross = level.cra.maps(M, mask, index)         # (R, V, A, S, S), (R, S, A, V, V)
+    M, _, mask = context[:3]
+    intra, cross = level.cra.maps(M, mask)                # (R, V, A, S, S), (R, S, A, V, V)
     valid = mask.to(M.dtype)                                                  # (R, S, V)
     # along[r,t,v] = sum_s valid[r,s,v] intra[r,v,s,t]    across[r,s,v] = sum_u valid[r,s,u] cross[r,s,u,v]
     along = torch.einsum("rsv,rvst->rtv", valid, intra.mean(2))

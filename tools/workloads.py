@@ -77,7 +77,7 @@ def stage_of(job: Job, name: str) -> tuple[Callable, tuple]:
     training have one."""
     level, c = job.model.fine, job.config
     origin, directions = data.rays(job.pixels, *job.camera)
-    z = geometry.coarse_samples(c.near, c.far, c.rays, c.coarse, c.spacing, None, job.device)
+    z = geometry.coarse_samples(c.near, c.far, c.rays, c.coarse, None, job.device)
     points = origin + z[..., None] * directions[:, None]                      # (R, S, 3)
     with torch.no_grad():
         features, *others = job.model.encode(job.views)[:4]
@@ -223,7 +223,7 @@ def attention_module(mode: str, kind: str) -> Callable:
     from fast.attention import refine
     from fast.tokens import Tokens
     # all tokens are valid
-    return lambda M, mask: refine(module, M[mask], Tokens.of(mask), None, None).view(M.shape)
+    return lambda M, mask: refine(module, M[mask], Tokens.of(mask), None).view(M.shape)
 
 
 def measure_tensor(args, mode: str, kind: str, R: int) -> dict:
