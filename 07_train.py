@@ -90,8 +90,8 @@ class Config:
 
 PRESETS = {   # what differs from the paper's sizes
     "paper": {},
-    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=10, rays=128, coarse=24, fine=24,
-                   places=24, steps=2000, lr=3e-3, source_loss=5.0, train_rooms=150),
+    "laptop": dict(height=96, width=128, views=5, targets=2, extra_views=6, rays=128, coarse=24, fine=24,
+                   places=24, steps=2200, lr=3e-3, source_loss=5.0, train_rooms=150),
     "smoke": dict(height=48, width=64, views=4, rays=64, coarse=8, fine=8, places=8, steps=30,
                   source_loss=1.0, train_rooms=2, test_rooms=1),
 }

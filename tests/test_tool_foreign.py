@@ -80,6 +80,19 @@ def test_the_sweep_finds_the_depth_of_the_box(views):
     assert foreign.depth_errors(swept, torch.zeros_like(truth)) == (None, None)
 
 
+def test_maps_at_a_quarter_of_the_resolution_are_looked_up_where_features_are(views):
+    """Feature (i, j) is centred on pixel (4i, 4j): smooth colours kept there alone tell the same depth."""
+    target, sources = views
+    y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    generator = torch.Generator().manual_seed(0)
+    slope = torch.rand(len(sources.K), 2, generator=generator)                # each view's own
+    maps = slope[:, :1, None] * x + slope[:, 1:, None] * y                    # (V, H, W)
+    depths, pixels = torch.linspace(0.5, 5, 40), torch.tensor([[31.0, 24.0], [20, 30], [44, 11]])
+    full, quarter = (foreign.swept_depth(sources, each, pixels, target.K, target.c2w, depths)
+                     for each in (maps[:, None], maps[:, None, ::4, ::4]))
+    assert full.tolist() == quarter.tolist() and len(set(full.tolist())) > 1
+
+
 def test_masked_pixels_and_few_views_tell_nothing(views):
     target, sources = views
     maps, pixel = foreign.patches(sources.images), torch.tensor([[31.0, 24.0]])
@@ -120,6 +133,10 @@ def test_the_table_has_a_row_for_each_scene_and_the_metrics_of_08(root, checkpoi
     assert labelled["sweep_median"] < 0.05 < labelled["depth"]                # the model is untrained
     rows = [line.split() for line in printed if line.startswith(("scene", "all"))]
     assert [len(row) for row in rows] == [9, 9, 11] and rows[1].count("-") == 2
+    run(monkeypatch, root / "scene0001_00", "--checkpoint", checkpoint, "--height", 48, "--width", 64,
+        "--preview", 6, "--cache", tmp_path, "--json", out, "--features")
+    learned = json.loads(out.read_text())["all"]
+    assert learned["depth"] == labelled["depth"] and learned["sweep"] > 1.5 * labelled["sweep"]
     model, _ = training.load_checkpoint(checkpoint)
     scene = data.Scene(root / "scene0001_00", *SIZE, tmp_path)
     shots = list(evaluation.render_views(model.eval(), scene, evaluation.test_views(scene), stride=6))

@@ -6,7 +6,8 @@
 08's protocol and metrics: four test views a scene, each from 8 source views. mIoU is of all pixels of a row
 together. PSNR and depth are means over views. Depth error is 08's, the mean of |d - d*| / d* over the pixels
 of a view; beside it stands their median. The sweep follows a pixel's ray over D depths and takes the one at
-which the source views' patches agree best, as in notebook 01: geometry before anything is learned.
+which the source views' patches agree best, as in notebook 01: geometry before anything is learned. With
+--features the encoder's 32 channels of a point must agree instead: is what was learned fit for finding depth?
 
 Dimension key: R rays, D depths, V source views, P = 49 pixels of a patch.
 Test: pytest tests/test_tool_foreign.py
@@ -28,6 +29,7 @@ from support.datasets import list_scenes
 from support.files import DataError, run_script, shown, write_json
 
 data = import_module("01_data")                    # Scene, rays, project
+encoder = import_module("02_encoder")              # STRIDE
 reprojection = import_module("03_reprojection")    # in_view
 training = import_module("07_train")               # load_checkpoint, depth_range
 evaluation = import_module("08_eval")              # render_views, label_metrics, source_views, test_views
@@ -58,9 +60,10 @@ def disagreement(colours: Tensor, seen: Tensor) -> Tensor:
 
 
 def swept_depth(sources, maps: Tensor, pixels: Tensor, K: Tensor, c2w: Tensor, depths: Tensor) -> Tensor:
-    """Pixels (R, 2) of a camera, patches' maps of the source views, depths (D,) -> (R,) the depth at which
-    the views agree best; the middle one where no depth is seen by enough views."""
-    (V, C, H, W), D = maps.shape, len(depths)
+    """Pixels (R, 2) of a camera, maps (V, C, h, w) of the source views, patches or features, depths (D,) ->
+    (R,) the depth at which the views agree best; the middle one where no depth is seen by enough views."""
+    (V, C, h, _), (H, W), D = maps.shape, sources.images.shape[-2:], len(depths)
+    step = 1 if h == H else encoder.STRIDE                                    # pixels an entry
     origin, directions = data.rays(pixels, K, c2w)
     points = (origin + depths[:, None] * directions[:, None]).view(-1, 3)     # (R D, 3)
     uv, z = data.project(points, sources.K, sources.c2w)                      # (R D, V, 2), (R D, V)
@@ -73,7 +76,7 @@ def swept_depth(sources, maps: Tensor, pixels: Tensor, K: Tensor, c2w: Tensor, d
     view = torch.arange(V, device=pixels.device)
     for part in enough.split(POINTS):
         uv0 = uv[part].masked_fill(~seen[part, :, None], 0)                   # (N, V, 2)
-        colours = lookup(maps, uv0.flatten(0, 1), view.repeat(len(part)), 1)  # (N V, 3 P)
+        colours = lookup(maps, uv0.flatten(0, 1), view.repeat(len(part)), step)       # (N V, C)
         cost[part] = disagreement(colours.view(-1, V, C), seen[part])
     cost = cost.view(-1, D)
     best = cost.argmin(1)                                                     # (R,)
@@ -105,7 +108,9 @@ def measure(model, scene, args, bar) -> list[dict]:
     """The figures of each test view of a scene; "n" and "copied" are matrices (L, L + 1)."""
     c, device, ids, rows = model.config, next(model.parameters()).device, evaluation.test_views(scene), []
     sources = scene.views(evaluation.source_views(scene, args.views)).to(device)
-    maps = patches(sources.images).contiguous(memory_format=torch.channels_last)      # (V, 3 P, H, W)
+    with torch.no_grad():
+        maps = model.encoder(sources.images) if args.features else patches(sources.images)    # (V, C, h, w)
+    maps = maps.contiguous(memory_format=torch.channels_last)
     near, far = scene.range or (c.near, c.far)
     depths = near + (far - near) * torch.linspace(0, 1, DEPTHS, device=device)
     shots = evaluation.render_views(model, scene, ids, args.views, stride=args.preview)
@@ -161,6 +166,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--typical", type=float, metavar="METRES",
         help="near and far are scaled until a scene's median depth is so many metres [the run's]")
     add("--keep", type=int, default=0, metavar="N", help="labels from a ray's N heaviest samples [0: all]")
+    add("--features", action="store_true", help="the sweep compares the encoder's channels, not colours")
     add("--cache", default="cache", help="folder for decoded frames [cache]")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="[auto]")
     add("--json", metavar="FILE", help="write all figures there")
