@@ -19,7 +19,7 @@ from support.processes import rank_and_world
 from support.sweep import reduced, typical_depth
 
 MOST = 8              # views of a scene that are swept
-SWEPT = 1             # a part of the cache's key: another one where the same photographs tell another depth
+SWEPT = 2             # a part of the cache's key: another one where the same photographs tell another depth
 
 
 def follow(scenes: list, config, protocol) -> list:

@@ -106,4 +106,4 @@ def test_the_typical_depth_of_a_room_is_the_median_of_its_depth_maps(room):
     c2w = torch.from_numpy(np.stack([np.loadtxt(room / f"pose/{i}.txt") for i in some])).float()
     images, K = sweep.reduced([iio.imread(room / f"color/{i}.jpg") for i in some], K)
     depth = np.stack([iio.imread(room / f"depth/{i}.png") for i in some]) / 1000
-    assert sweep.typical_depth(images, K, c2w) == pytest.approx(float(np.median(depth)), rel=0.2)
+    assert sweep.typical_depth(images, K, c2w) == pytest.approx(float(np.median(depth)), rel=0.1)
