@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from support import augment, machine, processes, runs, settings, starting
-from support.files import DataError, run_script
+from support.files import run_script
 from support.settings import setting
 
 rooms = import_module("00_rooms")                  # make_rooms, where there is no dataset
@@ -114,10 +114,7 @@ class Sources(NamedTuple):
 
 
 def depth_range(config: Config, sources: Sources) -> tuple:
-    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'.
-    DataError where the settings want them scaled to the scene, and the scene was not asked."""
-    if config.typical and sources.near_far is None:
-        raise DataError("typical: this scene's depth was not measured; open it by support/ranges.py's follow")
+    """Nearest and farthest sample along z: the scene's own (0-dimensional tensors), or the settings'."""
     return (config.near, config.far) if sources.near_far is None else sources.near_far[0].unbind()
 
 

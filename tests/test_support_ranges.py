@@ -163,11 +163,13 @@ def test_a_photograph_that_cannot_be_read_is_named(box_copy, open_scene):
         ranges.follow([scene], SETTINGS, data.protocol)
 
 
-def test_a_model_that_follows_its_scenes_refuses_one_that_was_not_measured(box_folder, open_scene):
+def test_a_scene_that_nobody_measured_keeps_the_settings_range(box_folder, open_scene):
     model, scene = training.SRay(SETTINGS), open_scene(box_folder)
-    views, target = scene.views([9, 10, 12]), scene.views([11])[0]
-    with pytest.raises(DataError, match="typical: this scene's depth was not measured"):
-        model(model.encode(views), data.pixel_grid(2, 2), target.K, target.c2w)
+    sources = model.encode(scene.views([9, 10, 12]))
+    assert training.depth_range(SETTINGS, sources) == (SETTINGS.near, SETTINGS.far)
+    ranges.follow([scene], SETTINGS, data.protocol)
+    near, far = training.depth_range(SETTINGS, model.encode(scene.views([9, 10, 12])))
+    assert float(far / near) == pytest.approx(SETTINGS.far / SETTINGS.near) and float(far) != SETTINGS.far
 
 
 @pytest.fixture
