@@ -49,6 +49,7 @@ def test_the_command_counts_rooms_and_training_and_not_evaluation(tmp_path):
         metrics = json.loads((run_folder / "eval/metrics.json").read_text())
         assert one["miou"] == metrics["miou"] and one["U"] == one["processor_seconds"] / one["U_seconds"]
         assert (run_folder / "rooms/room9000_00/color").is_dir() and one["processor_seconds"] > 1
-    assert found["mean"] == found["runs"][0]
+    assert found["mean"] | {"seed": 0} == found["runs"][0]
+    assert "error: --seeds must be at least 1" in run("--seeds", 0, folder=tmp_path).stderr
     again = run(*smoke, folder=tmp_path)
     assert again.returncode == 2 and "seed0: there already" in again.stderr

@@ -79,6 +79,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", default="runs/speedrun", help="a folder for the runs [runs/speedrun]")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args(words[:cut])
+    if args.seeds < 1 or args.first < 0:
+        raise DataError("--seeds must be at least 1, --first at least 0")
     if sys.platform == "win32":
         raise DataError("Windows does not count the processor time of other processes; run it elsewhere")
     return args, words[cut + 1:]
@@ -90,12 +92,12 @@ def main() -> None:
     for seed in range(args.first, args.first + args.seeds):
         found.append(one_run(Path(args.out) / f"seed{seed}", seed, more))
         print(line(f"seed {seed}", found[-1]), flush=True)
-    mean = {key: statistics.mean(run[key] for run in found) for key in found[0]}
+        mean = {key: statistics.mean(run[key] for run in found) for key in found[0] if key != "seed"}
+        if args.json:
+            write_json(Path(args.json), {"command": f"python -m tools.speedrun {shlex.join(sys.argv[1:])}",
+                                         "code": code_version(), "hardware": measuring.hardware("cpu"),
+                                         "runs": found, "mean": mean})
     print(line(f"mean of {len(found)}", mean))
-    if args.json:
-        write_json(Path(args.json), {"command": f"python -m tools.speedrun {shlex.join(sys.argv[1:])}",
-                                     "code": code_version(), "hardware": measuring.hardware("cpu"),
-                                     "runs": found, "mean": mean})
 
 
 if __name__ == "__main__":
