@@ -329,10 +329,22 @@ def test_null_deviation_is_that_of_two_seeds_in_one_room():
 
 
 def write_run(folder, kind, row, seed, rooms, **more):
-    run = dict(row=row, join="", true_depth=False, tau=0.7, seed=seed, train_seconds=1) | more
+    run = dict(row=row, join="", true_depth=False, tau=0.7, seed=seed, train_seconds=1,
+               settings={"steps": 5, "cra": row, "seed": seed}) | more
     metrics = {room: dict(miou=miou, total_acc=90.0) for room, miou in rooms.items()}
     (folder / f"{kind}-{row}{''.join(map(str, more.values()))}-seed{seed}.json").write_text(
         json.dumps(run | {"rooms": metrics}))
+
+
+def test_runs_of_other_settings_do_not_share_a_table(tmp_path):
+    write_run(tmp_path, "generalise", "full", 0, {"a": 50.0})
+    write_run(tmp_path, "finetune", "full", 0, {"a": 50.0})
+    later = tmp_path / "generalise-none-seed0.json"
+    write_run(tmp_path, "generalise", "none", 0, {"a": 50.0})
+    assert len(attention_table.read_results(tmp_path).runs) == 3
+    later.write_text(later.read_text().replace('"steps": 5', '"steps": 5, "places": 24'))
+    with pytest.raises(DataError, match="generalise-none-seed0.json: other settings than in"):
+        attention_table.read_results(tmp_path)
 
 
 def test_the_table_pairs_each_row_with_the_control_of_its_own_diagnostic(tmp_path, capsys):

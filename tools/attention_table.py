@@ -100,12 +100,16 @@ class Results(NamedTuple):
 
 
 def read_results(out: Path) -> Results:
-    """results/attention/*.json."""
-    found, others = {}, {}
+    """results/attention/*.json. DataError where runs of one setting differ in more than row, tau and seed."""
+    found, others, alike = {}, {}, {}
     for path in sorted(out.glob("*.json")):
         kind, run = path.stem.split("-")[0], read_json(path)
         if kind in ("generalise", "finetune"):
             variant = Variant(run["row"], run["join"], run["true_depth"], run["tau"])
+            shared = {k: v for k, v in run["settings"].items() if k not in ("cra", "tau", "seed")}
+            first, settings = alike.setdefault(kind, (path.name, shared))
+            if shared != settings:
+                raise DataError(f"{path}: other settings than in {first}; give it an --out of its own")
             rows = found.setdefault((kind, variant), {})
             rows.update({(room, run["seed"]): metrics | {"seconds": run["train_seconds"]}
                          for room, metrics in run["rooms"].items()})
