@@ -75,7 +75,7 @@ def _steady(yaw, most):
 def _grade(room, eye, yaw, pitch):
     """0 where the camera is in or at something; else how much of the test views two source views see, less
     where there are few things or one is right before the lens. Things count as the boxes around them."""
-    things = np.reshape([(lo, hi) for name, lo, hi in room.objects if name != "way in"], (-1, 2, 3))
+    things = np.reshape([(lo, hi) for _, lo, hi in room.objects], (-1, 2, 3))
     gap = np.maximum(things[:, 0] - eye[:, None], eye[:, None] - things[:, 1]).clip(0)         # (F, O, 3)
     if (np.abs(eye[:, :2]) > room.size[:2] / 2 - .2).any() or (np.linalg.norm(gap, axis=2) < .14).any():
         return 0

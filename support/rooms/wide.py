@@ -30,7 +30,7 @@ def furnish_wide(rng, kind):
     count = int(min(12 + size[0] * size[1], 46) * rng.uniform(.6, 1.15))
     others = PIECES + 2 * SMALL + SCREENS + VARIANTS
     for i, other in enumerate(rng.integers(0, len(others), count)):
-        named = i % 2 < rng.random() and i // 2 < len(RECIPES[kind])
+        named = i % 2 == 0 and i // 2 < len(RECIPES[kind])
         floor.place(RECIPES[kind][i // 2] if named else others[other])
     return floor
 
