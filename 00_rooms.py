@@ -37,7 +37,7 @@ import numpy as np
 
 from support.files import run_script
 from support.labels import SCANNET20
-from support.rooms import DOUBTED, VARIED, VERSION, test_seeds
+from support.rooms import DOUBTED, VARIED, VERSION, asked_seeds
 from support.rooms.bounds import rectangles
 from support.rooms.camera import camera_of, pixels
 from support.rooms.classes import RAW
@@ -225,8 +225,7 @@ def main():
     parser.add_argument("--width", type=pixels, default=320, help="in pixels, of what --data writes")
     parser.add_argument("--height", type=pixels, default=240)
     args = parser.parse_args()
-    rows, seconds = [], []
-    seeds = [*range(args.seed, args.seed + args.count), *test_seeds(args.seed, args.test)]
+    rows, seconds, seeds = [], [], asked_seeds(args.seed, args.count, args.test)
     if args.data:
         return write_split(args.data, make_rooms(args.data, seeds, width=args.width, height=args.height))
     for seed in seeds:

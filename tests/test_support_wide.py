@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from support import datasets
-from support.rooms import DOUBTED, TEST, VARIED, WIDE, camera, export, prints, sheets, test_seeds, walks
+from support.files import DataError
+from support.rooms import DOUBTED, TEST, VARIED, WIDE, asked_seeds, camera, export, prints, sheets, walks
+from support.rooms import test_seeds as tested
 from support.rooms.camera import Camera, camera_of
 from support.rooms.materials import material
 from support.rooms.occlusion import SOURCES, TARGETS, in_view
@@ -17,7 +19,6 @@ from support.rooms.patch import Patch
 from support.rooms.prints import PRINTS
 from support.rooms.variants import VARIANTS
 
-test_seeds.__test__ = False  # a function under test, not a test
 rooms = import_module("00_rooms")
 room_of = lru_cache(None)(rooms.make_room)
 SOME = WIDE[:40]
@@ -36,10 +37,22 @@ def shoot(seed, height=30, width=40):
 def test_wide_rooms_have_seeds_of_their_own():
     for others in (range(5000), VARIED, DOUBTED, TEST[0]):
         assert not set(others) & set(WIDE)
-    assert [*test_seeds(40000, 2)] == [49000, 49001] and [*test_seeds(20000, 1)] == [29000]
-    assert [*test_seeds(0, 1)] == [*test_seeds(39999, 1)] == [*test_seeds(50000, 1)] == [9000]
+    assert [*tested(40000, 2)] == [49000, 49001] and [*tested(20000, 1)] == [29000]
+    assert [*tested(0, 1)] == [*tested(39999, 1)] == [*tested(50000, 1)] == [9000]
     assert all(rooms.make_room(seed).kind[:4] == "wide" for seed in (40000, 49999))
     assert all(rooms.make_room(seed).kind[:4] != "wide" for seed in (39999, 50000))
+
+
+@pytest.mark.parametrize("seed, count, test, flag", [
+    (-1, 1, 0, "--seed"), (10 ** 6, 1, 0, "--seed"), (0, 0, 0, "--count"), (4999, 2, 0, "--count"),
+    (48999, 2, 0, "--count"), (0, 1, -1, "--test"), (0, 1, 1001, "--test")])
+def test_seeds_that_are_no_rooms_or_of_two_kinds_are_refused(seed, count, test, flag):
+    with pytest.raises(DataError, match=flag):
+        asked_seeds(seed, count, test)
+
+
+def test_asked_seeds_are_those_and_test_rooms_of_their_kind():
+    assert asked_seeds(40000, 2, 1) == [40000, 40001, 49000] and asked_seeds(4998, 2, 0) == [4998, 4999]
 
 
 def test_one_command_writes_wide_rooms_of_a_size_and_their_split(tmp_path, monkeypatch):

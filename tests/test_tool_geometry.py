@@ -86,7 +86,8 @@ def test_pieces_sum_to_the_whole(job, truth):
     model.config = CONFIG
     rays = torch.arange(len(batch.pixels))
     whole = geometry.batch_loss(truth, model, sources, batch, rays, jitter)[1]
-    pieces = sum(geometry.batch_loss(truth, model, sources, batch, part, jitter)[1] for part in rays.split(20))
+    pieces = sum(geometry.batch_loss(truth, model, sources, batch, part, jitter)[1]
+                 for part in rays.split(20))
     assert torch.allclose(whole, pieces, rtol=1e-5)
 
 

@@ -39,6 +39,7 @@ import torch
 
 import fast
 from support import machine, runs, starting
+from support.evaluating import check_least
 from support.files import DataError, run_script, write_json
 from support.ranges import follow
 from tools import attention_table, benchmark
@@ -326,6 +327,8 @@ def parse_arguments() -> Namespace:
     add("--runs", default="runs/attention", help="folder of the trainings [runs/attention]")
     add("--out", default="results/attention", help="folder of the results [results/attention]")
     args = parser.parse_args()
+    given = [name for name in ("preview", "rooms", "steps") if getattr(args, name) is not None]
+    check_least(args, **dict.fromkeys(given, 1))
     if args.checkpoint and args.what in ("probe", "look"):
         args.row = "full"
     elif args.checkpoint:

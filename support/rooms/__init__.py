@@ -30,11 +30,27 @@ Files:
 
 Test: pytest tests/test_support_rooms.py
 """
+from support.files import DataError
+
 VERSION = 2  # raise when the pictures change: rooms on disk of another version are written anew
 VARIED = range(5000, 9000)  # rooms of these seeds, for training only, differ far more: see house.make_room
 DOUBTED = range(20000, 30000)  # rooms of these seeds are made to be doubted: see doubted.py
 WIDE = range(40000, 50000)  # rooms of these seeds are for training what carries over: see wide.py
 TEST = range(9000, 20000), range(29000, 30000), range(49000, 50000)  # for testing; DOUBTED's, WIDE's
+
+
+def asked_seeds(seed, count, test):
+    """Seeds of `count` rooms from `seed` on, and of `test` test rooms of their kind. DataError for none, and
+    where they reach from one kind into the next."""
+    ends = [end for kind in (VARIED, DOUBTED, WIDE, *TEST) for end in (kind.start, kind.stop)]
+    last = min([end for end in ends if end > seed], default=10 ** 6)
+    if not 0 <= seed < last:
+        raise DataError(f"--seed {seed}: there is no such room; give 0 to {10 ** 6 - 1}")
+    if not 1 <= count <= last - seed:
+        raise DataError(f"--count {count}: give 1 to {last - seed}; seed {last} begins another kind of room")
+    if not 0 <= test <= 1000:
+        raise DataError(f"--test {test}: give 0 to 1000")
+    return [*range(seed, seed + count), *test_seeds(seed, test)]
 
 
 def test_seeds(seed, count):
