@@ -10,7 +10,7 @@ import pytest
 from support import datasets
 from support.files import DataError
 from support.rooms import DOUBTED, TEST, VARIED, WIDE, asked_seeds, camera, export, prints, sheets, walks
-from support.rooms import test_seeds as tested
+from support.rooms import test_seeds as unseen
 from support.rooms.camera import Camera, camera_of
 from support.rooms.materials import material
 from support.rooms.occlusion import SOURCES, TARGETS, in_view
@@ -37,8 +37,8 @@ def shoot(seed, height=30, width=40):
 def test_wide_rooms_have_seeds_of_their_own():
     for others in (range(5000), VARIED, DOUBTED, TEST[0]):
         assert not set(others) & set(WIDE)
-    assert [*tested(40000, 2)] == [49000, 49001] and [*tested(20000, 1)] == [29000]
-    assert [*tested(0, 1)] == [*tested(39999, 1)] == [*tested(50000, 1)] == [9000]
+    assert [*unseen(40000, 2)] == [49000, 49001] and [*unseen(20000, 1)] == [29000]
+    assert [*unseen(0, 1)] == [*unseen(39999, 1)] == [*unseen(50000, 1)] == [9000]
     assert all(rooms.make_room(seed).kind[:4] == "wide" for seed in (40000, 49999))
     assert all(rooms.make_room(seed).kind[:4] != "wide" for seed in (39999, 50000))
 
