@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from support.datasets import check_names, find_dataset, space
-from support.files import DataError, read_json, shown
+from support.files import DataError, program, read_json, shown
 from support.films import check_video
 from support.frames import decode_all, say_where_frames_are_close
 from support.labels import Classes, other_classes
@@ -200,7 +200,7 @@ def out_folder(args: argparse.Namespace) -> Path:
 
 def command_line() -> str:
     """What the user typed."""
-    return f"python {shlex.join(sys.argv)}"
+    return f"python {shlex.join(program() + sys.argv[1:])}"
 
 
 def hardware() -> str:

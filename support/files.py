@@ -48,6 +48,12 @@ def figure_text(text) -> str:
     return shown(text).replace("$", r"\$")
 
 
+def program() -> list[str]:
+    """What python was told to run: a script, or "-m" and a tool."""
+    spec = sys.modules["__main__"].__spec__
+    return ["-m", spec.name] if spec and spec.name.startswith("tools.") else [sys.argv[0]]
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's main(). Bad input, a folder that cannot be read or written, or too little memory ends it
     with one clear line and status 2."""

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from support.datasets import TEST_ROOM, VARIED_ROOM, check_names, check_training, find_dataset
-from support.files import MAX_PIXELS, DataError, shown
+from support.files import MAX_PIXELS, DataError, program, shown
 from support.frames import decode_all, say_where_frames_are_close
 from support.labels import SCANNET, Classes, other_classes
 from support.machine import pick_device
@@ -248,7 +248,7 @@ def load_data(args, config, state: dict | None, name: str, data, rooms) -> tuple
     data: 01."""
     with first_on_this_machine():
         run, name = find_run(args, config, state, name, rooms.make_rooms)
-        run["command"] = f"{launcher()} {shlex.join(sys.argv)}"
+        run["command"] = f"{launcher()} {shlex.join(program() + sys.argv[1:])}"
         scenes, frames = open_scenes(args, config, run, data.Scene, data.protocol)
     return run, scenes, frames, classes_of(scenes, state, run["root"]), name
 
@@ -285,7 +285,7 @@ def resume_command(args, out: Path) -> str:
     more = [word for flag, value in given.items() if value for word in (flag, value)] + args.again
     if args.no_eval:
         more.append("--no-eval")
-    return f"{launcher()} {shlex.join([sys.argv[0], '--resume', '--out', str(out), *more])}"
+    return f"{launcher()} {shlex.join([*program(), '--resume', '--out', str(out), *more])}"
 
 
 def evaluate(script: Path, out: Path, args) -> None:

@@ -104,6 +104,7 @@ def test_it_trains_and_leaves_attention_alone_where_labels_do_not_count(box_fold
     first, second = tmp_path / "first", tmp_path / "second"
     run(*flags, "--lambda1", 0, "--lr", 1e-2, "--steps", 20, "--out", first)
     model, state = training.load_checkpoint(first / "checkpoint.pt")
+    assert state["run"]["command"].startswith("python -m tools.geometry --scene ")
     torch.manual_seed(0)
     begun = training.SRay(model.config)
     moved = {name for name, x in begun.state_dict().items() if not torch.equal(x, model.state_dict()[name])}
