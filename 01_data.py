@@ -112,7 +112,7 @@ class Views:
     """N posed frames.
 
     images (N, 3, H, W) in [0, 1]; K (N, 3, 3); c2w (N, 4, 4); labels (N, H, W) int64, IGNORE where there is
-    none; depth (N, H, W) metres along z, 0 where unknown (for evaluation and pictures, never an input);
+    none; depth (N, H, W) metres along z, 0 where unknown (a truth, never an input);
     near_far (N, 2) where the scene has a range of its own, else None: the model's holds. mask (N, H, W) where
     the scene has masks, else None: false where a pixel is no truth and no source.
     """

@@ -59,8 +59,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 def sample_positions(S: int, channels: int, places: int | None = None, device=None) -> Tensor:
     """Sinusoidal position embedding, base 10000, of a ray's S samples (Table 9, L2; Table 11, L9): (S,
-    channels). They are spread over the positions 0 .. places-1, so that weights do not depend on how many
-    samples there are; S places, or None: over their own index 0 .. S-1."""
+    channels). They divide the stretch from -1/2 to places - 1/2, so that weights do not depend on how many
+    samples there are; S places, or None: by their own index 0 .. S-1."""
     s = torch.arange(S, device=device, dtype=torch.float32)                   # (S,)
     position = (s + 0.5) * ((places or S) / S) - 0.5                          # (S,)
     rate = 10000.0 ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / channels)
