@@ -113,6 +113,57 @@ def skylight(rng):
     return o.frame(w, (z, z + h), rng.uniform(.03, .09), (0, .04), finish(rng))
 
 
+def sashes(rng):
+    """A tall window, or a row of them down to the floor: panes between thin bars, the light outside nearly
+    white, at night dark, sometimes behind a blind."""
+    o, w, wide = Item(nyu.WINDOW), rng.uniform(.5, 1.1), int(rng.integers(1, 4))
+    low, m = rng.choice([.02, rng.uniform(.2, .8)]), material(rng, light=rng.uniform(.2, .8))
+    high = max(low + .7, rng.uniform(1.7, 2.15))
+    emit = rng.choice([0, rng.uniform(.2, .6), rng.uniform(.8, 1.3)])
+    pane = material(rng, "outside", a=rng.uniform(.8, 1) * np.array([.92, .96, 1]), emit=emit)
+    for i in range(wide):
+        one = Item(nyu.WINDOW).add((-w / 2, w / 2), (0, .01), (low, high), pane)
+        one.frame(w, (low, high), rng.uniform(.04, .1), (0, .05), m)
+        for z in np.linspace(low, high, int(rng.integers(2, 6)))[1:-1]:
+            one.add((-w / 2, w / 2), (0, .03), (z - .015, z + .015), m)
+        for x in np.linspace(-w / 2, w / 2, int(rng.integers(2, 5)))[1:-1]:
+            one.add((x - .015, x + .015), (0, .03), (low, high), m)
+        o.put(one, (i - (wide - 1) / 2) * (w + .04))
+    if rng.random() < .25:
+        o.add((-wide * w / 2, wide * w / 2), (.05, .06), (high - rng.uniform(.2, .8), high), cloth(rng))
+    return o
+
+
+def couch(rng):
+    """A sofa of cushions: a base, a seat and a back of one to four cushions each, arms or none, pillows."""
+    o, x, d, m = Item(nyu.SOFA), rng.uniform(.45, 1.2), rng.uniform(.75, 1), cloth(rng)
+    n, seat, back = max(1, round(x / .4)), rng.uniform(.36, .48), rng.uniform(.65, .95)
+    arm, feet = rng.choice([0, rng.uniform(.1, .25)]), rng.uniform(.02, .15)
+    o.add((-x, x), (0, d), (feet, seat - .14), m).add((-x, x), (0, .15), (feet, back - .1), m)
+    wide = (2 * x - 2 * arm) / n
+    for left in -x + arm + wide * np.arange(n):
+        o.add((left + .01, left + wide - .01), (.12, d + .02), (seat - .14, seat), m)
+        o.add((left + .01, left + wide - .01), (.12, .3), (seat, back), m)
+        if rng.random() < .3:
+            o.post(left + wide / 2, .42, .2, (seat, seat + .34), cloth(rng), BALL, ry=.09, tilt=.2)
+    if arm:
+        o.add((x - arm, x), (0, d), (feet, seat + rng.uniform(.08, .25)), m, both=True)
+    return o
+
+
+def island(rng):
+    """A counter in the middle or at a wall: a thick top on boards, on cupboards or on two sides."""
+    o, x, d, h = Item(nyu.COUNTER), rng.uniform(.5, 1.4), rng.uniform(.5, 1), rng.uniform(.84, 1.08)
+    top, thick, body = finish(rng), rng.uniform(.03, .09), rng.integers(3)
+    if body == 0:
+        o.put(cabinet(rng, 2 * x - .06, h - thick, d - .1))
+    elif body == 1:
+        o.add((-x + .05, x - .05), (0, d - rng.uniform(.05, .3)), (0, h - thick), finish(rng))
+    else:
+        o.add((x - .1, x - .03), (.03, d - .03), (0, h - thick), finish(rng), both=True)
+    return o.add((-x, x), (0, d), (h - thick, h), top).clutter(rng, (-x * .8, x * .8), (.1, d - .1), h, 3)
+
+
 def mess(rng):
     """Things on the floor, outside the classes: boxes, balls and cans, in a heap."""
     o = Item(nyu.PROP)
@@ -124,5 +175,5 @@ def mess(rng):
 
 
 VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain,
-            skylight, mess)
-HUNG = (cupboard, wall_shelf, hanging, skylight)  # on or at a wall
+            skylight, mess, sashes, sashes, couch, couch, island)
+HUNG = (cupboard, wall_shelf, hanging, skylight, sashes)  # on or at a wall
