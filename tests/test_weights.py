@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.ranges import follow
+
 rooms, data, training, evaluation = (import_module(name) for name in (
     "00_rooms", "01_data", "07_train", "08_eval"))
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,7 @@ def test_it_reaches_nine_tenths_of_the_cards_miou_on_two_unseen_rooms(tmp_path):
     pixels, confusion = data.pixel_grid(config.height, config.width)[::every], 0
     for name in names:
         scene = data.Scene(tmp_path / "rooms" / name, config.height, config.width, cache=tmp_path / "cache")
+        follow([scene], config, data.protocol)
         truth = scene.views(data.protocol(scene)[2])
         with torch.no_grad():
             sources = model.eval().encode(scene.views(data.protocol(scene)[0]))
@@ -63,6 +66,7 @@ def test_more_samples_than_it_was_trained_with_cost_at_most_0_3_decibels(tmp_pat
     model, _ = training.load_checkpoint(WEIGHTS)
     name, = rooms.make_rooms(tmp_path, [9000], frames=20, width=160, height=120)
     scene, pixels = data.Scene(tmp_path / name, 120, 160, tmp_path), data.pixel_grid(120, 160)[::77]
+    follow([scene], model.config, data.protocol)
     truth = scene.views(data.protocol(scene)[2])
     sources, found = model.eval().encode(scene.views(data.protocol(scene)[0])), []
     for count in (24, 64):
