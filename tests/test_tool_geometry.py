@@ -121,3 +121,9 @@ def test_it_trains_and_leaves_attention_alone_where_labels_do_not_count(box_fold
 def test_bad_input_ends_in_one_line(box_folder, tmp_path):
     done = run("--scene", box_folder, "--init", tmp_path / "none.pt", "--out", tmp_path / "run", status=2)
     assert "none.pt" in done.stderr.splitlines()[-1] and not (tmp_path / "run").exists()
+
+
+def test_torchrun_is_refused(box_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run("--scene", box_folder, "--out", tmp_path / "run", status=2)
+    assert "torchrun" in done.stderr.splitlines()[-1] and not (tmp_path / "run").exists()

@@ -15,6 +15,7 @@ Flags are 07_train.py's. With --lambda1 0 nothing of Tables 9 and 10 runs. Colum
 these terms beside eq. 1.
 Dimension key: R rays, S samples.     Test: pytest tests/test_tool_geometry.py
 """
+import os
 from argparse import Namespace
 from importlib import import_module
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 import fast
 from fast.step import StepOnCores
-from support import machine, processes, runs, starting
+from support import machine, runs, starting
 from support.files import DataError, run_script
 from tools.variants import TrueDepth
 
@@ -99,7 +100,7 @@ def step_with_depth(truth: TrueDepth, workers: int) -> StepOnCores:
 def main() -> None:
     machine.prepare_cpu()
     args = starting.parse_arguments(__doc__.split("\n")[0], training.Config, training.PRESETS)
-    if processes.rank_and_world()[1] > 1:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise DataError("torchrun: tools.geometry is one process; start it with python")
     out, lock = runs.folder_to_resume(args.out) if args.resume else (None, None)
     config, state, name = starting.starting_point(args, training.Config, training.PRESETS, training.REPLICA,
