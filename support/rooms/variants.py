@@ -105,22 +105,27 @@ def curtain(rng):
     return o
 
 
+def glass(rng):
+    """A pane: the light outside nearly white, with something to see or without, or dark as at night."""
+    a = rng.uniform(.8, 1) * np.array([.92, .96, 1])
+    emit = rng.choice([0, rng.uniform(.2, .6), rng.uniform(.8, 1.3)])
+    return material(rng, rng.choice(["outside", "plain"]), a=a, b=rng.choice([.5, 1]) * a, emit=emit)
+
+
 def skylight(rng):
     """A window without curtains, high or narrow, of two panes."""
     o, w, h, z = Item(nyu.WINDOW), rng.uniform(.5, 1.8), rng.uniform(.5, 1.3), rng.uniform(.7, 1.3)
-    pane = material(rng, "outside", a=[.75, .85, 1], emit=rng.uniform(.3, .9))
+    pane = glass(rng)
     o.add((-w / 2, w / 2), (0, .01), (z, z + h), pane).add((-.03, .03), (0, .03), (z, z + h), finish(rng))
     return o.frame(w, (z, z + h), rng.uniform(.03, .09), (0, .04), finish(rng))
 
 
 def sashes(rng):
-    """A tall window, or a row of them down to the floor: panes between thin bars, the light outside nearly
-    white, at night dark, sometimes behind a blind."""
+    """A tall window, or a row of them down to the floor: panes between thin bars, some with a blind."""
     o, w, wide = Item(nyu.WINDOW), rng.uniform(.5, 1.1), int(rng.integers(1, 4))
     low, m = rng.choice([.02, rng.uniform(.2, .8)]), material(rng, light=rng.uniform(.2, .8))
     high = max(low + .7, rng.uniform(1.7, 2.15))
-    emit = rng.choice([0, rng.uniform(.2, .6), rng.uniform(.8, 1.3)])
-    pane = material(rng, "outside", a=rng.uniform(.8, 1) * np.array([.92, .96, 1]), emit=emit)
+    pane = glass(rng)
     for i in range(wide):
         one = Item(nyu.WINDOW).add((-w / 2, w / 2), (0, .01), (low, high), pane)
         one.frame(w, (low, high), rng.uniform(.04, .1), (0, .05), m)
@@ -151,6 +156,91 @@ def couch(rng):
     return o
 
 
+def lying(m, x, y, z, r, label):
+    """A cylinder along y, from y[0] to y[1], of radius r around (x, z)."""
+    mid, half = (y[0] + y[1]) / 2, (y[1] - y[0]) / 2
+    turned = (mid - r, mid + r), (z - half, z + half)
+    return Item(label).add((x - r, x + r), *turned, m, CYLINDER, tilt=np.pi / 2)
+
+
+def round_sofa(rng):
+    """A sofa or an armchair of round forms: arms and back end in half a cylinder, cushions bulge."""
+    n = int(rng.integers(1, 4))
+    o, x, d, r = Item(nyu.SOFA), n * rng.uniform(.28, .38), rng.uniform(.75, 1), rng.uniform(.08, .15)
+    m, low, seat = rng.choice([cloth, material])(rng), rng.uniform(.02, .12), rng.uniform(.36, .46)
+    arm, back, end = seat + rng.uniform(.05, .2), rng.uniform(.62, .85), 2 * x / n
+    o.add((-x, x), (r, d), (low, seat - .06), m).add((-x, x), (0, 2 * r), (low, back), m)
+    o.put(lying(m, r, (-x - rng.choice([0, 2 * r]), x), back, r, nyu.SOFA), yaw=np.pi / 2, x=2 * r)
+    for left in -x + end * np.arange(n):
+        o.add((left, left + end), (r, d + .04), (seat - .14, seat + .04), m, BALL)
+        o.add((left, left + end), (r, 3.5 * r), (seat, back + r / 2), m, BALL)
+        if rng.random() < .4:  # a square pillow
+            o.post(left + end / 2, 3.5 * r, .2, (seat, seat + .4), cloth(rng), BOX, ry=.06, tilt=.3)
+    for side in (-1, 1) if rng.random() < .85 else ():
+        o.add(sorted((side * x, side * (x + 2 * r))), (0, d), (low, arm), m)
+        o.put(lying(m, side * (x + r), (0, d), arm, r, nyu.SOFA))
+    return o
+
+
+def dining_chair(rng):
+    """A chair with a high back: of cloth all over on thin legs, or of wood with upright bars."""
+    o, x, d, m = Item(nyu.CHAIR), rng.uniform(.2, .27), rng.uniform(.4, .52), finish(rng)
+    h, top, leg = rng.uniform(.42, .5), rng.uniform(.8, 1.1), rng.uniform(.015, .03)
+    for y in (leg, d - leg):
+        o.post(x - leg, y, leg, (0, h), m, BOX).post(leg - x, y, leg, (0, h), m, BOX)
+    if rng.random() < .5:
+        seat = rng.choice([cloth, material])(rng)
+        o.add((-x, x), (0, d), (h - rng.uniform(.04, .14), h + .03), seat)
+        return o.add((-x, x), (-.02, rng.uniform(.04, .1)), (h, top), seat, tilt=rng.uniform(0, .2))
+    o.add((-x - .01, x + .01), (0, d + .01), (h - .03, h + .02), rng.choice([finish, cloth])(rng))
+    o.add((x - .045, x), (0, .04), (h, top), m, both=True).add((-x, x), (0, .045), (top - .09, top), m)
+    for bar in np.linspace(-x, x, int(rng.integers(4, 8)))[1:-1]:
+        o.add((bar - .012, bar + .012), (.005, .03), (h, top - .06), m)
+    return o
+
+
+def box_table(rng):
+    """A low table of boards with an open space under the top, on short legs or the floor, things on it."""
+    o, x, d, h = Item(nyu.TABLE), rng.uniform(.35, .7), rng.uniform(.45, .8), rng.uniform(.3, .5)
+    m, low, thick = finish(rng), rng.choice([0, rng.uniform(.05, .2)]), rng.uniform(.02, .05)
+    o.add((-x, x), (0, d), (h - thick, h), m).add((-x, x), (0, d), (low, low + thick), m)
+    o.add((x - thick, x), (0, d), (low, h), m, both=True)
+    if rng.random() < .6:
+        o.add((-thick, thick), (0, d), (low, h), m)
+    for y in (.06, d - .06) if low else ():
+        o.post(x - .06, y, .025, (0, low), m).post(.06 - x, y, .025, (0, low), m)
+    return o.clutter(rng, (-x * .8, x * .8), (.1, d - .1), h, int(rng.integers(0, 7)))
+
+
+def cooking_row(rng):
+    """Cabinets under a worktop, a stove (no class) between them, a hood, cabinets on the wall."""
+    o, wide, d, h = Item(nyu.COUNTER), rng.uniform(.5, 1.2, 2), rng.uniform(.55, .7), rng.uniform(.84, .95)
+    top, dark, thick = finish(rng), material(rng, a=[rng.uniform(.01, .5)] * 3), rng.uniform(.03, .07)
+    body = int(rng.integers(1 << 30))
+    for left, w in ((-.3 - wide[0], wide[0]), (.3, wide[1])):
+        o.put(cabinet(np.random.default_rng(body), w, h - thick, d - .03), left + w / 2)
+        o.add((left, left + w), (0, d), (h - thick, h), top)
+        o.clutter(rng, (left + .1, left + w - .1), (.1, d - .1), h, 3)
+        if rng.random() < .7:
+            o.put(cabinet(np.random.default_rng(body), w, rng.uniform(.5, .75), .33), left + w / 2, z=1.42)
+    o.add((-.29, .29), (0, d), (.02, h), dark, label=nyu.PROP)
+    for x in (-.15, .15):
+        o.post(x, d / 2, .09, (h, h + .03), material(rng), label=nyu.PROP)
+    o.add((-.3, .3), (0, .45), (1.5, 1.62), material(rng), label=nyu.PROP)
+    return o.add((-.12, .12), (0, .25), (1.62, 2.2), material(rng), label=nyu.PROP)
+
+
+def two_doors(rng):
+    """A refrigerator of two doors side by side, each with a long grip."""
+    o, x, d, h = Item(nyu.FRIDGE), rng.uniform(.38, .5), rng.uniform(.6, .75), rng.uniform(1.6, 2)
+    m, grip = material(rng, light=.45), material(rng)
+    o.add((-x, x), (0, d - .06), (.03, h), m).add((.008, x), (d - .07, d), (.06, h), m, both=True)
+    o.add((.04, .07), (d, d + .04), (rng.uniform(.3, .8), rng.uniform(1.2, h - .1)), grip, both=True)
+    if rng.random() < .5:  # water and ice
+        o.add((-.7 * x, -.3 * x), (d - .01, d + .01), (1, 1.3), material(rng, a=[.03] * 3), label=nyu.FRIDGE)
+    return o
+
+
 def island(rng):
     """A counter in the middle or at a wall: a thick top on boards, on cupboards or on two sides."""
     o, x, d, h = Item(nyu.COUNTER), rng.uniform(.5, 1.4), rng.uniform(.5, 1), rng.uniform(.84, 1.08)
@@ -175,5 +265,6 @@ def mess(rng):
 
 
 VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain,
-            skylight, mess, sashes, sashes, couch, couch, island)
-HUNG = (cupboard, wall_shelf, hanging, skylight, sashes)  # on or at a wall
+            skylight, mess, sashes, couch, island, round_sofa, dining_chair, box_table, cooking_row,
+            two_doors, sashes, round_sofa, dining_chair)  # twice: in pictures, more of these
+HUNG = (cupboard, wall_shelf, hanging, skylight, sashes, cooking_row)  # on or at a wall

@@ -77,7 +77,8 @@ class Wide(Floor):
 def dress(rng, room):
     """New materials, light and lens for a furnished room, in place. -> room."""
     old, n = room.materials, len(room.materials["seed"])
-    rich, pale, tone = rng.uniform(0, .95), rng.uniform(0, .8) * rng.random(), np.exp(rng.normal(0, .25))
+    rich = rng.uniform(0, .95) if rng.random() < .5 else rng.uniform(0, .08)  # every second room is plain
+    pale, tone = rng.uniform(0, 1) * rng.random(), np.exp(rng.normal(0, .25))
     numbers = rng.integers(0, 1 << 20, (len(PRINTED), 2))  # two sheets of a kind to a room
     new = {key: list(value) for key, value in old.items()}
     for i in range(n):
