@@ -1,6 +1,7 @@
 """tools/geometry.py: the depth terms are what their formula says, the rest of the step is 07's, and with
 lambda1 = 0 the same rays are rendered without labels."""
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,8 @@ from tools.variants import TrueDepth
 data = import_module("01_data")
 training = import_module("07_train")
 
-CONFIG = training.Config(**{**training.PRESETS["smoke"], "lambda2": 7.0})
+# as many samples again in the fine level would hide a bin of the wrong level
+CONFIG = training.Config(**{**training.PRESETS["smoke"], "lambda2": 7.0, "coarse": 7, "fine": 12})
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,13 @@ def test_it_trains_and_leaves_attention_alone_where_labels_do_not_count(box_fold
 def test_bad_input_ends_in_one_line(box_folder, tmp_path):
     done = run("--scene", box_folder, "--init", tmp_path / "none.pt", "--out", tmp_path / "run", status=2)
     assert "none.pt" in done.stderr.splitlines()[-1] and not (tmp_path / "run").exists()
+
+
+def test_scenes_without_depth_are_refused(box_folder, tmp_path):
+    shutil.copytree(box_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("depth", "label-filt"))
+    done = run("--scene", tmp_path / "bare", "--preset", "smoke", "--lambda1", 0,
+               "--source-loss", 0, "--cache", tmp_path / "cache", "--out", tmp_path / "run", status=2)
+    assert "no scene has depth" in done.stderr.splitlines()[-1] and not (tmp_path / "run").exists()
 
 
 def test_torchrun_is_refused(box_folder, tmp_path, monkeypatch):

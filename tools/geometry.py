@@ -108,6 +108,9 @@ def main() -> None:
     run, scenes, frames, classes, name = starting.load_data(args, config, state, name, data, rooms)
     truth = TrueDepth()
     truth.add(scenes)
+    if not any(scene.views([i]).depth.any() for scene in scenes for i in range(len(scene))):
+        raise DataError(f"{scenes[0].folder.parent}: no scene has depth, which tools.geometry learns from; "
+                        "train with 07_train.py")
     torch.manual_seed(config.seed)
     model = training.SRay(config, classes)
     starting.load_weights(model, args, state)
