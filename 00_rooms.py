@@ -39,7 +39,7 @@ from support.files import run_script
 from support.labels import SCANNET20
 from support.rooms import DOUBTED, VARIED, VERSION, asked_seeds
 from support.rooms.bounds import rectangles
-from support.rooms.camera import camera_of, pixels
+from support.rooms.camera import camera_of, on_film, pixels
 from support.rooms.classes import RAW
 from support.rooms.export import write_missing, write_split, write_whole
 from support.rooms.house import Room, make_room
@@ -164,9 +164,7 @@ def render(room, c2w, K, height, width):
     rgb = np.empty((height * width, 3), np.uint8)
     for c in range(3):
         a, b = (materials[name][:, c].astype(np.float32)[m] for name in "ab")
-        x = (a + mix[c] * (b - a)) * gain * (light[c] + emitted)  # albedo · light
-        x = x * (1 + x * .12) / (1 + .6 * x) * 1.25  # bright light saturates, as on film
-        rgb[:, c] = np.clip(np.sqrt(x) * 255 + .5, 0, 255)
+        rgb[:, c] = on_film((a + mix[c] * (b - a)) * gain * (light[c] + emitted))  # albedo · light
     return rgb.reshape(height, width, 3), depth, room.parts["label"].astype(np.uint8)[part]
 
 
@@ -178,10 +176,10 @@ def settings(seed, frames, width, height):
                 width=int(width), height=int(height))
 
 
-def write_scene(folder, seed, frames, width, height):
+def write_scene(folder, seed, frames, width, height, make=None, draw=None):
     """A ScanNet export: color/<i>.jpg, depth/<i>.png in millimetres, label-filt/<i>.png in raw ids,
     pose/<i>.txt from camera to world, intrinsic/intrinsic_{color,depth}.txt; room.json, written last."""
-    room, camera = make_room(seed), camera_of(seed)
+    room, camera = (make or make_room)(seed), camera_of(seed)
     K, poses = intrinsics(room, width, height), camera_path(room, frames, seed)
     raw = np.zeros(256, np.uint16)  # NYU-40 id -> one of its raw ids, chosen per room
     raw[list(RAW)] = [list(ids.values())[seed % len(ids)] for ids in RAW.values()]
@@ -191,7 +189,7 @@ def write_scene(folder, seed, frames, width, height):
     for kind in ("color", "depth"):
         np.savetxt(folder / "intrinsic" / f"intrinsic_{kind}.txt", K4, fmt="%.6f")
     for i, c2w in enumerate(poses):
-        rgb, depth, label = render(room, c2w, K, height, width)
+        rgb, depth, label = (draw or render)(room, c2w, K, height, width)
         iio.imwrite(folder / "color" / f"{i}.jpg", camera.develop(rgb, i), quality=camera.quality)
         iio.imwrite(folder / "depth" / f"{i}.png", np.rint(depth * 1000).astype(np.uint16), compress_level=1)
         iio.imwrite(folder / "label-filt" / f"{i}.png", raw[label], compress_level=1)

@@ -52,6 +52,12 @@ class Camera:
         return c2w
 
 
+def on_film(light):
+    """Linear light -> 0 to 255; bright light saturates, as on film."""
+    light = light * (1 + light * .12) / (1 + .6 * light) * 1.25
+    return np.clip(np.sqrt(light) * 255 + .5, 0, 255)
+
+
 def blurred(x, k):
     """x (H, W, ...) with the share k of each row moved to each of its neighbours."""
     above, below = np.concatenate([x[:1], x[:-1]]), np.concatenate([x[1:], x[-1:]])

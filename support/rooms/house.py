@@ -30,21 +30,21 @@ class Room:
     shadows: list = field(default_factory=list, repr=False)  # per lamp (6,N,N) depth, filled at first use
 
 
-def make_room(seed):
+def make_room(seed, more=()):
     """A furnished room, from `seed` alone. Kinds of room take turns: a few seeds in a row show all classes.
 
     Rooms are 4 to 5 m wide. Those of seeds in VARIED are 4 to 8 m wide, with more furniture, each piece up to
     a third larger or smaller, seats also in the middle, paler or not, other light, another field of view: a
     model that has only seen rooms of one size takes the walls of a larger one to be as near. Those of seeds
     in DOUBTED are made by doubted.py, with lamps half as bright again and a field of view of up to 76°, those
-    in WIDE by wide.py.
+    in WIDE by wide.py, with the builders `more` among its own.
     """
     rng, varied = np.random.default_rng([seed, VERSION]), seed in VARIED
     kind = KINDS[seed % len(KINDS)]
     if seed in DOUBTED:
         kind, floor = "doubted", furnish_doubted(rng)
     elif seed in WIDE:
-        floor = furnish_wide(rng, kind)
+        floor = furnish_wide(rng, kind, more)
     else:
         floor = Floor(rng, varied, *_measure(rng, varied))
         floor.furnish(kind)

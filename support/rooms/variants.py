@@ -2,14 +2,14 @@
 import numpy as np
 
 from support.rooms import classes as nyu
-from support.rooms.furniture import cabinet, drape, sofa
+from support.rooms.furniture import armchair, cabinet, drape, sofa
 from support.rooms.materials import cloth, finish, material
 from support.rooms.parts import BALL, BOX, CYLINDER, Item
 
 
 def stool(rng):
-    """A seat without a back on one, three or four legs, or a cube to sit on."""
-    o, r, h, m = Item(nyu.CHAIR), rng.uniform(.16, .24), rng.uniform(.4, .75), finish(rng)
+    """A seat without a back on one, three or four legs, or a cube to sit on: no chair in ScanNet's table."""
+    o, r, h, m = Item(nyu.PROP), rng.uniform(.16, .24), rng.uniform(.4, .75), finish(rng)
     kind, seat = rng.integers(3), cloth(rng)
     if kind == 0:
         return o.post(0, r, r, (0, h), seat, BOX)
@@ -43,6 +43,14 @@ def trestle(rng):
         o.add((-.28, .28), (.1, .13), (h + .08, h + .44), dark, label=nyu.PROP)
         o.post(0, .1, .03, (h, h + .2), legs, label=nyu.PROP)
     return o.clutter(rng, (-x * .8, x * .8), (.2, d - .05), h, int(rng.integers(0, 5)))
+
+
+def seat_for_one(rng):
+    """An armchair or a sofa for one: a chair in ScanNet's table."""
+    build = (armchair, couch, round_sofa)[int(rng.integers(3))]
+    o = Item(nyu.CHAIR).put(build(rng) if build is armchair else build(rng, 1))
+    o.parts = [(*part[:5], nyu.CHAIR) for part in o.parts]
+    return o
 
 
 def corner_sofa(rng):
@@ -139,10 +147,11 @@ def sashes(rng):
     return o
 
 
-def couch(rng):
-    """A sofa of cushions: a base, a seat and a back of one to four cushions each, arms or none, pillows."""
-    o, x, d, m = Item(nyu.SOFA), rng.uniform(.45, 1.2), rng.uniform(.75, 1), cloth(rng)
-    n, seat, back = max(1, round(x / .4)), rng.uniform(.36, .48), rng.uniform(.65, .95)
+def couch(rng, n=None):
+    """A sofa of cushions: a base, a seat and a back of two to four cushions each, arms or none, pillows."""
+    o, d, m = Item(nyu.SOFA), rng.uniform(.75, 1), cloth(rng)
+    x = rng.uniform(.7, 1.2) if n is None else rng.uniform(.35, .5)
+    n, seat, back = n or max(2, round(x / .4)), rng.uniform(.36, .48), rng.uniform(.65, .95)
     arm, feet = rng.choice([0, rng.uniform(.1, .25)]), rng.uniform(.02, .15)
     o.add((-x, x), (0, d), (feet, seat - .14), m).add((-x, x), (0, .15), (feet, back - .1), m)
     wide = (2 * x - 2 * arm) / n
@@ -163,9 +172,9 @@ def lying(m, x, y, z, r, label):
     return Item(label).add((x - r, x + r), *turned, m, CYLINDER, tilt=np.pi / 2)
 
 
-def round_sofa(rng):
-    """A sofa or an armchair of round forms: arms and back end in half a cylinder, cushions bulge."""
-    n = int(rng.integers(1, 4))
+def round_sofa(rng, n=None):
+    """A sofa of round forms for two or three: arms and back end in half a cylinder, cushions bulge."""
+    n = n or int(rng.integers(2, 4))
     o, x, d, r = Item(nyu.SOFA), n * rng.uniform(.28, .38), rng.uniform(.75, 1), rng.uniform(.08, .15)
     m, low, seat = rng.choice([cloth, material])(rng), rng.uniform(.02, .12), rng.uniform(.36, .46)
     arm, back, end = seat + rng.uniform(.05, .2), rng.uniform(.62, .85), 2 * x / n
@@ -266,5 +275,5 @@ def mess(rng):
 
 VARIANTS = (stool, shell_chair, trestle, corner_sofa, mattress, cupboard, wall_shelf, hanging, curtain,
             skylight, mess, sashes, couch, island, round_sofa, dining_chair, box_table, cooking_row,
-            two_doors, sashes, round_sofa, dining_chair)  # twice: in pictures, more of these
+            two_doors, seat_for_one, sashes, seat_for_one, round_sofa, dining_chair)  # some twice
 HUNG = (cupboard, wall_shelf, hanging, skylight, sashes, cooking_row)  # on or at a wall

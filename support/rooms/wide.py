@@ -8,9 +8,10 @@ from support.rooms.furniture import KINDS, RECIPES, SEATS, TABLES
 from support.rooms.materials import colour
 from support.rooms.parts import turn
 from support.rooms.screens import SCREENS
-from support.rooms.variants import HUNG, VARIANTS
+from support.rooms.variants import HUNG, VARIANTS, seat_for_one
 
-PIECES = tuple(dict.fromkeys(build for kind in KINDS for build in RECIPES[kind][1:]))
+PIECES = tuple(dict.fromkeys(build for kind in KINDS for build in RECIPES[kind][1:]
+                             if build is not furniture.armchair))
 SMALL = (furniture.chair, furniture.table, furniture.desk, furniture.picture, furniture.washbasin,
          furniture.toilet, furniture.bathtub, furniture.sofa)  # in the pictures: more of these
 WALLED = (furniture.door, furniture.window, furniture.picture, furniture.kitchen, furniture.washbasin, *HUNG)
@@ -19,7 +20,7 @@ PRINTED = ("poster", "leaves", "clouds", "stains", "wallpaper", "bricks", "parqu
 KEPT = ("panel", "books", "folds", "art")  # what these are is not for a print to hide, mostly
 
 
-def furnish_wide(rng, kind):
+def furnish_wide(rng, kind, more=()):
     """A Floor on which all furniture stands, of a room 2.2 to 12 m wide and 2.2 to 4.5 m high."""
     side, aspect = np.exp(rng.uniform(np.log(2.2), np.log(12))), np.exp(rng.uniform(-.4, .4))
     size = np.array([side, np.clip(side * aspect, 2.2, 12), 2.2 + 2.3 * rng.random() ** 1.7])
@@ -28,10 +29,11 @@ def furnish_wide(rng, kind):
     floor = Wide(rng, True, size, np.array([*rng.uniform(-.5, .5, 2) * (half - radii - .6).clip(0), *radii]))
     floor.clear = rng.uniform(.15, .35)
     count = int(min(12 + size[0] * size[1], 46) * rng.uniform(.6, 1.15))
-    others = PIECES + 2 * SMALL + SCREENS + VARIANTS
+    others = PIECES + 2 * SMALL + SCREENS + VARIANTS + more
     for i, other in enumerate(rng.integers(0, len(others), count)):
         named = i % 2 == 0 and i // 2 < len(RECIPES[kind])
-        floor.place(RECIPES[kind][i // 2] if named else others[other])
+        build = RECIPES[kind][i // 2] if named else others[other]
+        floor.place(seat_for_one if build is furniture.armchair else build)
     return floor
 
 
@@ -83,6 +85,8 @@ def dress(rng, room):
     new = {key: list(value) for key, value in old.items()}
     for i in range(n):
         name = str(old["texture"][i])
+        if name == "model":
+            continue
         if name == "art" and not old["emit"][i] and rng.random() < .8:
             kind = 0
         elif not old["emit"][i] and rng.random() < rich * (.6 if name in KEPT else 1):
