@@ -178,8 +178,8 @@ def settings(seed, frames, width, height):
 
 def write_scene(folder, seed, frames, width, height, make=None, draw=None):
     """A ScanNet export: color/<i>.jpg, depth/<i>.png in millimetres, label-filt/<i>.png in raw ids,
-    pose/<i>.txt from camera to world, intrinsic/intrinsic_{color,depth}.txt; room.json, written last. make and
-    draw: instead of make_room and render."""
+    pose/<i>.txt from camera to world, intrinsic/intrinsic_{color,depth}.txt; room.json, written last.
+    make and draw: instead of make_room and render."""
     room, camera = (make or make_room)(seed), camera_of(seed)
     K, poses = intrinsics(room, width, height), camera_path(room, frames, seed)
     raw = np.zeros(256, np.uint16)  # NYU-40 id -> one of its raw ids, chosen per room

@@ -42,6 +42,19 @@ def test_exported_weights_are_the_run_in_half_precision_without_the_optimiser(ru
     assert made.stat().st_size < given.stat().st_size / 5
 
 
+def test_the_mean_of_two_is_half_of_each(run, tmp_path):
+    whole, other = torch.load(run / "checkpoint.pt", weights_only=True), tmp_path / "other.pt"
+    write_state(other, {**whole, "model": {name: 3 * x for name, x in whole["model"].items()}, "step": 9})
+    export(run / "checkpoint.pt", tmp_path / "mean.pt", other)
+    mean = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert mean["step"] == 7
+    assert all(torch.equal(x, (2 * whole["model"][name]).half()) for name, x in mean["model"].items())
+    names = ["x"] + whole["classes"]["names"][1:]
+    write_state(other, {**whole, "classes": {**whole["classes"], "names": names}})
+    with pytest.raises(DataError, match="have no mean"):
+        export(run / "checkpoint.pt", tmp_path / "mean.pt", other)
+
+
 def test_what_is_no_checkpoint_is_not_exported(run, tmp_path):
     (run / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(DataError, match="not a checkpoint"):
