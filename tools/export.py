@@ -5,7 +5,8 @@
 
 --mean writes the mean of both weights. Of trainings that began from one another it often does better on
 scenes of another hand than either (weights/README.md; the idea is WiSE-FT's, Wortsman et al., CVPR 2022).
-08, and 07's --finetune, --init and --encoder, read the file like any checkpoint (in float32). It cannot be resumed.
+08, and 07's --finetune, --init and --encoder, read the file like any checkpoint (in float32). It cannot be
+resumed.
 Test: pytest tests/test_tool_export.py
 """
 import argparse
