@@ -15,14 +15,15 @@ from importlib import import_module
 from pathlib import Path
 
 from support.files import DataError, run_script
+from support.rooms import test_seeds
 from support.runs import write_state
 
 training = import_module("07_train")           # load_checkpoint
 
 
-def export(checkpoint: Path, file: Path, other: Path | None = None) -> dict:
-    """Write the weights of a checkpoint, or its mean with another's, to a file -> what is in it. DataError if
-    one is no checkpoint, or both are not of one network."""
+def export(checkpoint: Path, file: Path, other: Path | None = None, count: int = 0) -> dict:
+    """Write the weights of a checkpoint, or its mean with another's, to a file -> what is in it. count: to be
+    evaluated on so many rooms. DataError if one is no checkpoint, or both are not of one network."""
     if file.resolve() == checkpoint.resolve():
         raise DataError(f"{file}: the run's own checkpoint, without which it cannot go on; name another file")
     _, state = training.load_checkpoint(checkpoint)
@@ -35,6 +36,9 @@ def export(checkpoint: Path, file: Path, other: Path | None = None) -> dict:
             raise DataError(f"{other}: other classes or another network than {checkpoint}: they have no mean")
         found = {name: (x.float() + theirs["model"][name].float()) / 2 for name, x in found.items()}
     small["model"] = {name: x.half() for name, x in found.items()}
+    if count:
+        names = [f"room{seed:04d}_00" for seed in test_seeds(0, count)]
+        small["run"] = state["run"] | {"data": "rooms", "root": "data/rooms", "test": names}
     write_state(file, small)
     return small
 
@@ -44,9 +48,14 @@ def main() -> None:
     parser.add_argument("run", help="folder of the run, with its checkpoint.pt, or a checkpoint")
     parser.add_argument("file", help="where to write the weights")
     parser.add_argument("--mean", metavar="FILE", help="weights of this network: write the mean of both")
+    parser.add_argument("--rooms", type=int, default=0, metavar="N",
+                        help="08 evaluates them on N unseen rooms [on what the run kept]")
     args = parser.parse_args()
+    if args.rooms < 0 or args.rooms > 1000:
+        raise DataError(f"--rooms {args.rooms}: give 0 to 1000")
     run = Path(args.run)
-    state = export(run if run.is_file() else run / "checkpoint.pt", Path(args.file), args.mean)
+    state = export(run if run.is_file() else run / "checkpoint.pt", Path(args.file), args.mean,
+                   args.rooms)
     content = Path(args.file).read_bytes()
     print(f"{args.file}: {len(content) / 1e6:.2f} MB, step {state['step']}, "
           f"sha256 {hashlib.sha256(content).hexdigest()}")
