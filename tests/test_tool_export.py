@@ -57,7 +57,8 @@ def test_the_mean_of_two_is_half_of_each(run, tmp_path):
 
 def test_a_run_of_a_folder_is_evaluated_on_unseen_rooms_where_it_is_said(run, tmp_path):
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    write_state(run / "checkpoint.pt", {**state, "run": {**state["run"], "data": "path", "root": "data/mixed"}})
+    elsewhere = {**state["run"], "data": "path", "root": "data/mixed"}
+    write_state(run / "checkpoint.pt", {**state, "run": elsewhere})
     export(run / "checkpoint.pt", tmp_path / "small.pt", count=2)
     said = training.load_checkpoint(tmp_path / "small.pt")[1]["run"]
     assert (said["data"], said["root"], said["train"]) == ("rooms", "data/rooms", ["a"])
