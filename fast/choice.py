@@ -178,6 +178,8 @@ def renderer(model: nn.Module, args) -> nn.Module:
     make = form_for(model, args)
     if args.fast != "false":
         if not agree(model, args.fast, lambda m: same_level(m, make), same_image):
+            if args.keep or args.coarse_stride > 1:
+                print("it has no --keep and --coarse-stride: nothing is left out", flush=True)
             return model
         model.coarse, model.fine = make(model.coarse), make(model.fine)
     quick = imaging(model)

@@ -147,7 +147,8 @@ def test_an_edited_forward_or_rendering_of_the_lesson_runs(monkeypatch, capsys, 
                 for name, level in (("coarse", self.coarse), ("fine", self.fine))}
     monkeypatch.setattr(training.SRay, "forward", forward)
     ours = fast.renderer(model, args(keep=2))
-    assert type(ours) is training.SRay and "running the plain path" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert type(ours) is training.SRay and "running the plain path" in said and "no --keep" in said
 
 
 def test_the_comparison_leaves_weights_gradients_and_random_numbers_alone(model):
