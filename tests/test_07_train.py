@@ -390,7 +390,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path):
 
 def test_the_given_weights_load_with_the_settings_of_their_file():
     model, state = training.load_checkpoint(ROOT / "weights/sray_rooms.pt")
-    assert model.config.geometry_relu is False and "geometry_relu" not in state["config"]
+    assert model.config.geometry_relu is state["config"]["geometry_relu"] is True
     for name in ("height", "width", "views", "coarse", "fine", "tau", "cra", "lr", "extra_views", "seed"):
         assert getattr(model.config, name) == state["config"][name]
     for name, weight in model.state_dict().items():
