@@ -181,3 +181,10 @@ def test_another_file_is_refused_in_one_line(content, said, tmp_path):
     command = [sys.executable, "-m", "tools.models", str(path), "--data", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and not (tmp_path / "out").exists()
+
+
+def test_rooms_that_are_not_wide_are_refused(file, tmp_path):
+    command = [sys.executable, "-m", "tools.models", file, "--data", str(tmp_path / "out"), "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--seed 7: no wide room" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from support.files import DataError, run_script
-from support.rooms import asked_seeds
+from support.rooms import WIDE, asked_seeds
 from support.rooms import classes as nyu
 from support.rooms.camera import on_film, pixels
 from support.rooms.export import write_missing, write_split, write_whole
@@ -154,6 +154,8 @@ def main():
     parser.add_argument("--height", type=pixels, default=240)
     args = parser.parse_args()
     seeds = asked_seeds(args.seed, args.count, 0)
+    if seeds[0] not in WIDE:
+        raise DataError(f"--seed {args.seed}: no wide room; give {WIDE.start} to {WIDE.stop - 1}")
     library(args.library)
     size = dict(file=args.library, frames=24, width=args.width, height=args.height)
     names = write_missing(args.data, seeds, partial(settings, **size), partial(write_room, **size))
