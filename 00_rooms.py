@@ -37,7 +37,7 @@ import numpy as np
 
 from support.files import run_script
 from support.labels import SCANNET20
-from support.rooms import DOUBTED, VARIED, VERSION, asked_seeds
+from support.rooms import DOUBTED, VARIED, VERSION, WIDE, WIDE_VERSION, asked_seeds
 from support.rooms.bounds import rectangles
 from support.rooms.camera import camera_of, on_film, pixels
 from support.rooms.classes import RAW
@@ -172,8 +172,8 @@ def render(room, c2w, K, height, width):
 
 def settings(seed, frames, width, height):
     """What room.json says of a room: one with other settings is written anew."""
-    return dict(generator="00_rooms.py", version=VERSION, seed=int(seed), frames=int(frames),
-                width=int(width), height=int(height))
+    return dict(generator="00_rooms.py", version=WIDE_VERSION if seed in WIDE else VERSION, seed=int(seed),
+                frames=int(frames), width=int(width), height=int(height), models=None)
 
 
 def write_scene(folder, seed, frames, width, height, make=None, draw=None):

@@ -51,6 +51,8 @@ def test_the_mean_of_two_is_half_of_each(run, tmp_path):
     assert all(torch.equal(x, (2 * whole["model"][name]).half()) for name, x in mean["model"].items())
     names = ["x"] + whole["classes"]["names"][1:]
     write_state(other, {**whole, "classes": {**whole["classes"], "names": names}})
+    with pytest.raises(DataError, match="one of the two"):
+        export(run / "checkpoint.pt", other, other)
     with pytest.raises(DataError, match="have no mean"):
         export(run / "checkpoint.pt", tmp_path / "mean.pt", other)
 

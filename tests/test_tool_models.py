@@ -41,10 +41,10 @@ f 2 3 7 6
 PAINTS = """newmtl red paint
 Kd 1 0.5 0
 newmtl glass
-Kd 1 1 1
 d 0.2
+Kd 1 1 1
 newmtl wood
-map_Kd C:\\\\pictures\\oak.png
+map_Kd C:\\\\pictures\\old oak.png
 """
 
 
@@ -59,7 +59,7 @@ def file(tmp_path_factory):
             rows += [f"model#{n}=/m/{name}/{name}.obj", f"width#{n}=60", f"depth#{n}=50.5", f"height#{n}=90"]
             for kind, content in (("obj", CUBE), ("mtl", PAINTS)):
                 archive.writestr(f"m/{name}/{name if kind == 'obj' else 'cube'}.{kind}", content)
-            archive.writestr(f"m/{name}/oak.png", oak)
+            archive.writestr(f"m/{name}/old oak.png", oak)
         archive.writestr("PluginFurnitureCatalog.properties", "\n".join(rows))
     return str(path)
 

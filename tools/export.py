@@ -3,8 +3,9 @@
     python -m tools.export runs/rooms-laptop weights/mine.pt
     python -m tools.export runs/second weights/mine.pt --mean weights/first.pt
 
---mean writes the mean of both weights. Of trainings that began from one another it often does better on
-scenes of another hand than either (weights/README.md; the idea is WiSE-FT's, Wortsman et al., CVPR 2022).
+--mean writes the mean of both weights, with the settings and the record of the first. Of trainings that began
+from one another it may label scenes of another hand better than either (results/choices.md; the idea is
+WiSE-FT's, Wortsman et al., CVPR 2022).
 08, and 07's --finetune, --init and --encoder, read the file like any checkpoint (in float32). It cannot be
 resumed.
 Test: pytest tests/test_tool_export.py
@@ -26,6 +27,8 @@ def export(checkpoint: Path, file: Path, other: Path | None = None, count: int =
     evaluated on so many rooms. DataError if one is no checkpoint, or both are not of one network."""
     if file.resolve() == checkpoint.resolve():
         raise DataError(f"{file}: the run's own checkpoint, without which it cannot go on; name another file")
+    if other and file.resolve() == Path(other).resolve():
+        raise DataError(f"{file}: one of the two weights; name another file for their mean")
     _, state = training.load_checkpoint(checkpoint)
     small = {key: value for key, value in state.items() if key != "optimiser"}
     found = state["model"]

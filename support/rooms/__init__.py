@@ -33,6 +33,7 @@ Test: pytest tests/test_support_rooms.py
 from support.files import DataError
 
 VERSION = 2  # raise when the pictures change: rooms on disk of another version are written anew
+WIDE_VERSION = 3  # the same, of wide rooms
 VARIED = range(5000, 9000)  # rooms of these seeds, for training only, differ far more: see house.make_room
 DOUBTED = range(20000, 30000)  # rooms of these seeds are made to be doubted: see doubted.py
 WIDE = range(40000, 50000)  # rooms of these seeds are for training what carries over: see wide.py

@@ -4,7 +4,7 @@ from typing import NamedTuple
 import imageio.v3 as iio
 import numpy as np
 
-NEAR, MOST = .05, 1 << 21  # metres: what is nearer is not drawn; pixels that are tried at a time
+NEAR, MOST = .05, 1 << 21  # metres: a triangle with a nearer corner is left out; pixels tried at a time
 
 
 class Mesh(NamedTuple):
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 def read_materials(text, picture):
     """A .mtl file and a function from a picture's name to its albedo (h, w, 3) or None -> {name: colour},
     None for what one sees through."""
-    found, name = {}, None
+    found, name, clear = {}, None, set()
     for line in text.splitlines():
         word, _, rest = line.strip().partition(" ")
         if word == "newmtl":
@@ -37,11 +37,11 @@ def read_materials(text, picture):
             found[name] = np.full(3, .5)
         elif word == "Kd" and name:
             found[name] = np.array([float(x) for x in rest.split()[:3]]) ** 2.2
-        elif word == "map_Kd" and (seen := picture(rest.split()[-1])) is not None:
+        elif word == "map_Kd" and (seen := picture(rest.split()[-1] if rest[0] == "-" else rest)) is not None:
             found[name] = seen
         elif word == "d" and float(rest.split()[-1]) < .6:
-            found[name] = None
-    return found
+            clear.add(name)
+    return {name: None if name in clear else colour for name, colour in found.items()}
 
 
 def albedo_of(content, most=96):

@@ -179,7 +179,8 @@ def round_sofa(rng, n=None):
     m, low, seat = rng.choice([cloth, material])(rng), rng.uniform(.02, .12), rng.uniform(.36, .46)
     arm, back, end = seat + rng.uniform(.05, .2), rng.uniform(.62, .85), 2 * x / n
     o.add((-x, x), (r, d), (low, seat - .06), m).add((-x, x), (0, 2 * r), (low, back), m)
-    o.put(lying(m, r, (-x - rng.choice([0, 2 * r]), x), back, r, nyu.SOFA), yaw=np.pi / 2, x=2 * r)
+    reach = x + rng.choice([0, 2 * r])
+    o.put(lying(m, r, (-reach, reach), back, r, nyu.SOFA), yaw=np.pi / 2)
     for left in -x + end * np.arange(n):
         o.add((left, left + end), (r, d + .04), (seat - .14, seat + .04), m, BALL)
         o.add((left, left + end), (r, 3.5 * r), (seat, back + r / 2), m, BALL)
