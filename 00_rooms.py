@@ -170,16 +170,16 @@ def render(room, c2w, K, height, width):
 
 # -------------------------------------------------------------------------------------- the ScanNet export
 
-def settings(seed, frames, width, height):
-    """What room.json says of a room: one with other settings is written anew."""
+def settings(seed, frames, width, height, models=None):
+    """What room.json says of a room: one with other settings is written anew. models: tools/models.py's."""
     return dict(generator="00_rooms.py", version=WIDE_VERSION if seed in WIDE else VERSION, seed=int(seed),
-                frames=int(frames), width=int(width), height=int(height), models=None)
+                frames=int(frames), width=int(width), height=int(height), models=models)
 
 
-def write_scene(folder, seed, frames, width, height, make=None, draw=None):
+def write_scene(folder, seed, frames, width, height, make=None, draw=None, models=None):
     """A ScanNet export: color/<i>.jpg, depth/<i>.png in millimetres, label-filt/<i>.png in raw ids,
     pose/<i>.txt from camera to world, intrinsic/intrinsic_{color,depth}.txt; room.json, written last.
-    make and draw: instead of make_room and render."""
+    make and draw: instead of make_room and render, for rooms with models."""
     room, camera = (make or make_room)(seed), camera_of(seed)
     K, poses = intrinsics(room, width, height), camera_path(room, frames, seed)
     raw = np.zeros(256, np.uint16)  # NYU-40 id -> one of its raw ids, chosen per room
@@ -195,7 +195,7 @@ def write_scene(folder, seed, frames, width, height, make=None, draw=None):
         iio.imwrite(folder / "depth" / f"{i}.png", np.rint(depth * 1000).astype(np.uint16), compress_level=1)
         iio.imwrite(folder / "label-filt" / f"{i}.png", raw[label], compress_level=1)
         np.savetxt(folder / "pose" / f"{i}.txt", camera.measured(c2w, i), fmt="%.9f")
-    about = settings(seed, frames, width, height) | {"kind": room.kind}
+    about = settings(seed, frames, width, height, models) | {"kind": room.kind}
     (folder / "room.json").write_text(json.dumps(about, indent=1))
 
 

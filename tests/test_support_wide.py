@@ -17,7 +17,7 @@ from support.rooms.occlusion import SOURCES, TARGETS, in_view
 from support.rooms.parts import BALL, BOX, CYLINDER, Item, turn
 from support.rooms.patch import Patch
 from support.rooms.prints import PRINTS
-from support.rooms.variants import VARIANTS
+from support.rooms.variants import VARIANTS, round_sofa
 
 rooms = import_module("00_rooms")
 room_of = lru_cache(None)(rooms.make_room)
@@ -135,6 +135,16 @@ def test_variants_are_furniture_of_a_room(build):
     assert bounds[:, 0, 2].min() > -.05 and (bounds[:, 1] - bounds[:, 0]).max() < 4.2
     assert bounds[:, 1, 2].max() < 2.6 and len(np.unique(bounds[:, 1].round(3), axis=0)) == 6
     assert {part[5] for item in drawn for part in item.parts} <= {*rooms.RAW}
+
+
+def test_a_round_sofas_back_and_arms_are_alike_on_both_sides():
+    for seed in range(12):
+        lo, hi = round_sofa(np.random.default_rng(seed)).bounds()
+        assert lo[0] == pytest.approx(-hi[0])
+
+
+def test_wide_rooms_of_an_older_version_are_made_anew():
+    assert (rooms.settings(40000, 24, 8, 6)["version"], rooms.settings(9000, 24, 8, 6)["version"]) == (3, 2)
 
 
 def test_stretching_stretches_the_bounds_and_keeps_rotations():

@@ -148,12 +148,14 @@ def test_a_picture_is_looked_up_from_its_lower_left_and_may_be_tinted():
     assert albedo[:, 0] == pytest.approx(np.array([0, .1, .02]) * .2 / picture.mean())
 
 
-def test_rooms_have_models_of_their_class_and_colour(file, tmp_path):
+def test_rooms_have_models_of_their_class_and_say_so(file, tmp_path):
     size = dict(frames=3, width=48, height=36)
     models.write_room(tmp_path, "room45002_00", 45002, file, **size)
     about = json.loads((tmp_path / "room45002_00/room.json").read_text())
     assert about["models"] == "library.sh3f" and export.is_there(tmp_path / "room45002_00",
                                                                  models.settings(45002, file, **size))
+    assert about["kind"].startswith("wide ")
+    assert not export.is_there(tmp_path / "room45002_00", rooms.settings(45002, **size))  # nor one without
     room = models.furnished(file, 45002)
     assert len(room.places) >= 3 and "model" not in room.materials["texture"]
     assert {name for name, _, _ in room.objects} - {"model"} and ("model" in {x[0] for x in room.objects})
@@ -165,6 +167,7 @@ def test_rooms_have_models_of_their_class_and_colour(file, tmp_path):
         near = depth < far
         assert (depth <= far).all() and (rgb[~near] == plain[~near]).all() and (label == behind)[~near].all()
         assert {*np.unique(label[near])} <= {place.label for place in room.places}
+        assert (rgb[near] != plain[near]).any(-1).mean() > .8 or not near.any()
         other += near.sum()
     assert other > 200
 

@@ -9,7 +9,6 @@ A third of what stands in a room is one of them, stretched and often of another 
 Test: pytest tests/test_tool_models.py
 """
 import argparse
-import json
 import re
 import zipfile
 from functools import lru_cache, partial
@@ -44,12 +43,13 @@ LABELS = {  # the class that ScanNet's table gives a thing -> models; an armchai
     nyu.OTHER: "dustbin wardrobeWithSlidingDoors radiator radiator1 radiator2 radiator3",
     nyu.PROP: "silla2 stool stool2 speaker2 speaker3 plant decorativePlant augalas pianoAQueue barrel crate "
               "box bench oven doubleOven babyRockingBed bidet umbrella"}
+NAMES = [name for names in LABELS.values() for name in names.split()]
 SHARES = {nyu.CHAIR: 14, nyu.SOFA: 12, nyu.TABLE: 8, nyu.CABINET: 8, nyu.BED: 6, nyu.PROP: 5}  # others: 3
 
 
 @lru_cache(None)
 def library(file):
-    """An .sh3f file -> {name: (width, depth, height) in metres} of its models, and the file, open."""
+    """An .sh3f file -> {name: (path, (width, depth, height) in metres)} of its models, and the file."""
     try:
         archive = zipfile.ZipFile(file)
         catalogue = archive.read("PluginFurnitureCatalog.properties").decode("latin-1")
@@ -62,7 +62,7 @@ def library(file):
         if key == "model" and None not in sides and ("modelRotation", n) not in said:
             size = [float(side) / 100 for side in sides]
             sizes[Path(path).stem] = (path.strip("/"), np.array(size))
-    missing = [name for names in LABELS.values() for name in names.split() if name not in sizes]
+    missing = [name for name in NAMES if name not in sizes]
     if missing:
         raise DataError(f"{file}: has no model {missing[0]}; BlendSwap-CC-0.sh3f of Debian's "
                         "sweethome3d-furniture 1.8 has all")
@@ -88,10 +88,9 @@ def mesh_of(file, name):
 def builders(file):
     """For Wide.place: functions from a generator to an Item, a box where a model of a class will stand."""
     def build(label, rng):
-        names = [name for names in LABELS.values() for name in names.split()]
         name = rng.choice(LABELS[label].split())
         w, d, h = library(file)[0][name][1]
-        box = material(rng, "model", (names.index(name), 0, 0))
+        box = material(rng, "model", (NAMES.index(name), 0, 0))
         return Item(label).add((-w / 2, w / 2), (0, d), (0, h), box)
     made = []
     for label in LABELS:
@@ -104,11 +103,10 @@ def builders(file):
 def furnished(file, seed):
     """make_room, with models: their boxes leave its parts and come as Room.places."""
     room = rooms.make_room(seed, builders(file))
-    rng, names = np.random.default_rng([seed, 1]), [n for names in LABELS.values() for n in names.split()]
-    parts, m = room.parts, room.parts["material"]
+    rng, parts, m = np.random.default_rng([seed, 1]), room.parts, room.parts["material"]
     room.places, is_model = [], room.materials["texture"][m] == "model"
     for p in np.flatnonzero(is_model):
-        mesh = mesh_of(file, names[int(room.materials["p"][m[p], 0])])
+        mesh = mesh_of(file, NAMES[int(room.materials["p"][m[p], 0])])
         tints = [colour(rng) if rng.random() < .6 else None for _ in mesh.colours]
         room.places.append(Place(mesh, parts["centre"][p], parts["half"][p], parts["rot"][p],
                                  int(parts["label"][p]), tints))
@@ -131,17 +129,14 @@ def render(room, c2w, K, height, width):
 
 def settings(seed, file, **size):
     """What room.json says."""
-    return rooms.settings(seed, **size) | {"models": Path(file).name}
+    return rooms.settings(seed, **size, models=Path(file).name)
 
 
 def write_room(root, name, seed, file, mark="", **size):
     """Write room `seed` with models as <root>/<name>."""
-    about = settings(seed, file, **size)
-
-    def write(folder):
-        rooms.write_scene(folder, seed, **size, make=partial(furnished, file), draw=render)
-        (folder / "room.json").write_text(json.dumps(about, indent=1))
-    write_whole(Path(root) / name, about, write, mark)
+    write = partial(rooms.write_scene, seed=seed, **size, make=partial(furnished, file), draw=render,
+                    models=Path(file).name)
+    write_whole(Path(root) / name, settings(seed, file, **size), write, mark)
 
 
 def main():
