@@ -1,22 +1,31 @@
 """How a GPU runs the lessons' modules: the fused attention kernel, bfloat16, torch.compile.
 
 04's fused_attention never stores the scores. Dense attention at 1024 rays, 64 samples and 8 views has 4 GiB
-of them. `python -m tools.benchmark --device cuda` times a step eager, in bfloat16 and compiled. No GPU has
-run this file in its present form.
+of them. Its kernels work on 64 tokens at a time, so that a ray's 8 views would fill an eighth of one.
+`python -m tools.benchmark --device cuda` times a step eager, in bfloat16 and compiled.
+
+Test: pytest tests/test_gpu.py
 """
 from importlib import import_module
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-cra = import_module("04_cra")      # MultiHeadAttention, fused_attention
+cra = import_module("04_cra")      # MultiHeadAttention, attention, fused_attention
+
+SHORT = 16                         # tokens of a sequence that is not worth a kernel's tile
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """04's attention: of short sequences as the lesson has it, of long ones by PyTorch's fused kernel."""
+    return (cra.attention if k.shape[2] <= SHORT else cra.fused_attention)(q, k, v, mask)
 
 
 def fused(level: nn.Module) -> nn.Module:
-    """The level itself, all its attention by PyTorch's fused kernel."""
+    """The level itself, its attention by `attend`."""
     for module in level.modules():
         if isinstance(module, cra.MultiHeadAttention):
-            module.attend = cra.fused_attention
+            module.attend = attend
     return level
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fast
-from fast import choice
+from fast import choice, gpu
 from fast.packed import PackedLevel
 from fast.step import StepOnCores
 from support.files import DataError
@@ -168,9 +168,13 @@ def test_bfloat16_keeps_the_results_near(model):
     assert 0 < float((half - plain).abs().max()) < 0.1 * float(plain.abs().max())
 
 
-def test_the_fused_attention_is_used_where_packing_is_not(model):
+def test_the_fused_attention_is_used_where_packing_is_not_and_sequences_are_long(model, monkeypatch):
     level = choice.fused(model.fine)
-    assert level is model.fine and level.cra.L4.attend is level.geometry.L9.attend is cra.fused_attention
+    assert level is model.fine and level.cra.L4.attend is level.geometry.L9.attend is gpu.attend
+    for name in ("attention", "fused_attention"):
+        monkeypatch.setattr(cra, name, lambda *_, name=name: name)
+    tokens = {n: gpu.attend(*torch.zeros(3, 1, 1, n, 1), None) for n in (1, 16, 17, 64)}
+    assert tokens == {1: "attention", 16: "attention", 17: "fused_attention", 64: "fused_attention"}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What every stage costs, and how far from the machine's floor: operations, seconds, memory.
 
     python -m tools.benchmark                      stages, a training step, an image, Tables 2-3's tensor
-    python -m tools.benchmark --device cuda        the same on a GPU, and 1024 rays: eager, bfloat16, compiled
+    python -m tools.benchmark --device cuda        the same on a GPU, and 1024 rays: bfloat16, compiled
     python -m tools.benchmark --curves FILE.png    how CRA and dense attention grow with rays, samples, views
     python -m tools.benchmark --tried              each means of speed by itself: without it and with it
     python -m tools.benchmark --skipping CKPT      what --keep and --coarse-stride save, and what they change
@@ -165,11 +165,20 @@ def report_whole(args, machine: dict) -> dict:
         return found
     for height, width in ((240, 320), (480, 640)):
         sizes = Namespace(**{**vars(args), "height": height, "width": width, "rays": 1024})
-        for label, changes in (("eager", {}), ("bfloat16", {"bf16": True}), ("compiled", {"compile": True}),
-                               ("bfloat16, compiled", {"bf16": True, "compile": True})):
+        for label, changes in (("float32", {}), ("bfloat16", {"bf16": True})):
             text = f"step, 1024 rays, {width}x{height}, {label}"
             row(text, text, "step", sizes, **changes)
         row(f"image {width}x{height}", f"image {width}x{height}, in full", "image", sizes)
+    return found
+
+
+def report_compiled(args, machine: dict) -> dict:
+    """A step of 1024 rays by torch.compile, which takes minutes before the first."""
+    found, sizes = {}, Namespace(**{**vars(args), "rays": 1024})
+    print(f"\n{HEAD}")
+    for label, bf16 in (("float32", False), ("bfloat16", True)):
+        text = f"step, 1024 rays, {args.width}x{args.height}, {label}, compiled"
+        found[text] = report_row(text, fresh(sizes, "step", compile=True, bf16=bf16), machine)
     return found
 
 
@@ -186,7 +195,8 @@ def report_tensor(args, machine: dict) -> dict:
     return found
 
 
-REPORTS = {"stages": report_stages, "whole": report_whole, "tensor": report_tensor}
+REPORTS = {"stages": report_stages, "whole": report_whole, "tensor": report_tensor,
+           "compiled": report_compiled}
 
 
 def report_tried(args) -> dict:
@@ -304,7 +314,7 @@ def parse_arguments() -> Namespace:
     add("--width", type=int, default=320)
     add("--repeats", type=int, default=4)
     add("--device", default="cpu", choices=["cpu", "cuda"])
-    add("--only", nargs="+", default=[*REPORTS], choices=REPORTS, help="which parts to measure")
+    add("--only", nargs="+", choices=REPORTS, help="which parts to measure [all, compiled on a GPU alone]")
     add("--json", metavar="FILE", help="write all figures there")
     add("--curves", metavar="FILE.png", help="instead: draw how attention's cost grows")
     add("--tried", action="store_true", help="instead: measure each means of speed by itself")
@@ -333,7 +343,8 @@ def main() -> None:
     elif args.tried:
         found["tried"] = report_tried(args)
     else:
-        found |= {part: REPORTS[part](args, machine) for part in args.only}
+        parts = args.only or [part for part in REPORTS if part != "compiled" or args.device == "cuda"]
+        found |= {part: REPORTS[part](args, machine) for part in parts}
     if args.json:
         write_json(Path(args.json), found)
         print(f"wrote {args.json}")
