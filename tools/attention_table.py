@@ -151,8 +151,9 @@ def difference(results: Results, kind: str, variant: Variant) -> str:
     if not found:
         return "-"
     beside = f" against {control.label}" * (control != Variant(CONTROL))
+    seeds = "one seed" if found.seeds == 1 else f"± {found.half_of_seeds:.2f}, {found.seeds} seeds"
     return (f"{found.mean:+.2f}{beside} [{found.mean - found.half:+.2f}, {found.mean + found.half:+.2f}], "
-            f"{found.count} pairs; ± {found.half_of_seeds:.2f}, {found.seeds} seeds")
+            f"{found.count} pairs; {seeds}")
 
 
 def variants_in(results: Results) -> list[Variant]:
