@@ -1,8 +1,9 @@
 """How a GPU runs the lessons' modules: the fused attention kernel, bfloat16, torch.compile.
 
 04's fused_attention never stores the scores. Dense attention at 1024 rays, 64 samples and 8 views has 4 GiB
-of them. Its kernels work on 64 tokens at a time, so that a ray's 8 views would fill an eighth of one.
-`python -m tools.benchmark --device cuda` times a step eager, in bfloat16 and compiled.
+of them. Its kernels work on 64 tokens at a time, and a sample's 8 views would fill an eighth of that: a step
+of 1024 rays takes 0.058 s on an H100, and took 0.091 s by that kernel alone (results/gpu.md). `python -m
+tools.benchmark --device cuda` times a step in float32, in bfloat16 and compiled.
 
 Test: pytest tests/test_gpu.py
 """

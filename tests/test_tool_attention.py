@@ -360,7 +360,8 @@ def test_the_table_pairs_each_row_with_the_control_of_its_own_diagnostic(tmp_pat
     assert "| 56.75 ± 0.35 | 90.00 ± 0.00 | +1.50 [" in rows["| full CRA"] and "4 pairs" in rows["| full CRA"]
     assert "-0.50 against mlp+visibility [" in rows["| full CRA+visibility"]
     assert "control" in rows["| none + MLP"] and "| 8,512 |" in rows["| none + MLP"]
-    assert "-3.00 against full [" in rows["| full CRA-tau_1"]
+    assert "-3.00 against full [" in rows["| full CRA-tau_1"] and "one seed |" in rows["| full CRA-tau_1"]
+    assert ", 2 seeds |" in rows["| full CRA"]
     assert "| 4,288 | not run | not run | - |" in rows["| dense attention"]
     said = attention_table.power(tmp_path, {"generalise": 30})["generalise"]
     assert said["smallest difference"] == pytest.approx(attention_table.smallest(0.5 ** 0.5, 30))
